@@ -1,0 +1,11 @@
+"""Soft actor-critic for Stable-Baselines3: every published variant as a configuration."""
+
+from importlib.metadata import version
+
+from sb3_softac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.schedules import ExponentialSchedule
+from sb3_softac.softac import SoftAC
+
+__all__ = ["CnnPolicy", "ExponentialSchedule", "MlpPolicy", "MultiInputPolicy", "SoftAC", "SoftACPolicy", "__version__"]
+
+__version__ = version("sb3-softac")

@@ -1,0 +1,252 @@
+"""Checks of what a user passes: ranges first, then contradictions, each refused in one sentence.
+
+Every message names the argument, the value that it got and the values that are allowed.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+from gymnasium import spaces
+
+DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
+
+
+def _refuse(name: str, value: object, allowed: str) -> NoReturn:
+    raise ValueError(f"`{name}` is {value!r}, but it must be {allowed}.")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """:raises ValueError: ``value`` is not one of ``allowed``"""
+    if value not in allowed:
+        _refuse(name, value, f"one of {', '.join(map(repr, allowed))}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """:raises ValueError: ``value`` is not a bool"""
+    if not isinstance(value, bool | np.bool_):
+        _refuse(name, value, "True or False")
+
+
+def check_count(name: str, value: Any, minimum: int) -> int:
+    """Return ``value`` as an int; 1e6 is an integer too.
+
+    :raises ValueError: not an integer, or below ``minimum``
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and int(value) == value and value >= minimum):
+        _refuse(name, value, f"an integer of at least {minimum}")
+    return int(value)
+
+
+def check_real(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf) -> float:
+    """Return ``value`` as a float.
+
+    :raises ValueError: not a finite number in [``low``, ``high``], or not above ``above``
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and low <= value <= high and value > above):
+        limits = [
+            f"at least {low:g}" if low > -math.inf else "",
+            f"above {above:g}" if above > -math.inf else "",
+            f"at most {high:g}" if high < math.inf else "",
+        ]
+        _refuse(name, value, " and ".join(["a finite number", *filter(None, limits)]))
+    return float(value)
+
+
+def check_action_space(space: spaces.Space[Any]) -> None:
+    """Only a ``Box`` whose bounds can be rescaled to [−1, 1] and back.
+
+    :raises ValueError: another space, infinite bounds, or bounds whose difference overflows
+    """
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"The action space is {space}, but SoftAC supports spaces.Box only.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = space.high - space.low
+    if not np.isfinite(width).all():
+        raise ValueError(
+            f"The action space {space} has infinite bounds, or bounds so wide that high - low overflows {space.dtype}, "
+            "but actions are rescaled between [low, high] and [-1, 1], so both must be finite. "
+            "gymnasium.wrappers.RescaleAction or a narrower Box helps."
+        )
+    if not (width > 0).all():
+        raise ValueError(f"The action space {space} has an upper bound that is not above its lower bound.")
+
+
+def _check_train_freq(train_freq: Any, n_envs: int) -> None:
+    frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
+    unit = getattr(unit, "value", unit)
+    if unit not in ("step", "episode"):
+        _refuse("train_freq", train_freq, "a number of steps, or a pair such as (1, 'step') or (1, 'episode')")
+    check_count("train_freq", frequency, 1)
+    if unit == "episode" and n_envs > 1:
+        _refuse("train_freq", train_freq, f"counted in steps with several environments (here {n_envs})")
+
+
+def _check_exploration(arguments: Mapping[str, Any]) -> None:
+    for name in ("use_sde", "use_sde_at_warmup"):
+        check_flag(name, arguments[name])
+    if arguments["use_sde"]:
+        if arguments["action_noise"] is not None:
+            _refuse("action_noise", arguments["action_noise"], "None with `use_sde=True`, which explores with its own noise")
+        if arguments["use_sde_at_warmup"] and arguments["random_steps"] not in (None, 0):
+            _refuse("random_steps", arguments["random_steps"], "None or 0 with `use_sde_at_warmup=True`, which replaces them")
+        return
+    for name, unused in (("use_sde_at_warmup", False), ("sde_sample_freq", -1)):
+        if arguments[name] != unused:
+            _refuse(name, arguments[name], f"{unused} with `use_sde=False`, which would ignore it")
+
+
+def _check_replay_buffer(arguments: Mapping[str, Any], observation_space: spaces.Space[Any]) -> None:
+    dict_observations = isinstance(observation_space, spaces.Dict)
+    if arguments["n_steps"] > 1:
+        if not arguments["automatic_replay_buffer"]:
+            _refuse(
+                "n_steps",
+                arguments["n_steps"],
+                "1 with a `replay_buffer_class` of your own; n-step returns then belong to that class, for instance "
+                'replay_buffer_kwargs={"n_steps": 3, "gamma": 0.99} for NStepReplayBuffer',
+            )
+        if dict_observations:
+            _refuse("n_steps", arguments["n_steps"], "1 with Dict observations, for which SB3 has no n-step buffer")
+        if arguments["optimize_memory_usage"]:
+            _refuse("n_steps", arguments["n_steps"], "1 with `optimize_memory_usage=True`")
+    if arguments["optimize_memory_usage"] and dict_observations:
+        _refuse("optimize_memory_usage", True, "False with Dict observations, for which SB3 has no such buffer")
+
+
+def _check_temperature(arguments: Mapping[str, Any]) -> None:
+    check_choice("ent_coef_update", arguments["ent_coef_update"], ("dual", "log", "exp"))
+    if arguments["ent_coef_max"] is not None:
+        check_real("ent_coef_max", arguments["ent_coef_max"], above=0.0)
+    if arguments["target_entropy"] != "auto":
+        try:
+            target_entropy = float(arguments["target_entropy"])
+        except (TypeError, ValueError):
+            target_entropy = math.nan
+        if not math.isfinite(target_entropy):
+            _refuse("target_entropy", arguments["target_entropy"], "'auto' or a finite number")
+    ent_coef = arguments["ent_coef"]
+    if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
+        return
+    unused = {"ent_coef_update": "dual", "ent_coef_max": None, "ent_coef_learning_rate": None, "target_entropy": "auto"}
+    for name, default in unused.items():
+        if arguments[name] != default:
+            _refuse(name, arguments[name], f"{default!r} with a fixed temperature (`ent_coef`={ent_coef!r}), which ignores it")
+
+
+def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Space[Any], n_envs: int) -> dict[str, Any]:
+    """Check the arguments of ``SoftAC`` that need no network, and return the counts as integers.
+
+    Rates, schedules and ``ent_coef`` are checked where they are parsed, policy arguments in :func:`check_policy_arguments`.
+
+    :param arguments: argument values by name; ``automatic_replay_buffer`` tells whether the buffer class was left to SB3
+    :param observation_space: of the environment
+    :param n_envs: number of environments
+    :return: the integer arguments, as int
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+    minimum = {
+        "buffer_size": 1,
+        "learning_starts": 0,
+        "batch_size": 1,
+        "gradient_steps": -1,
+        "n_steps": 1,
+        "target_update_interval": 1,
+        "policy_delay": 1,
+        "sde_sample_freq": -1,
+    }
+    counts = {name: check_count(name, arguments[name], low) for name, low in minimum.items()}
+    for name, low in (("random_steps", 0), ("target_subset", 1)):
+        if arguments[name] is not None:
+            counts[name] = check_count(name, arguments[name], low)
+    _check_train_freq(arguments["train_freq"], n_envs)
+    for name in ("tau", "gamma"):
+        check_real(name, arguments[name], 0.0, 1.0)
+    if check_real("reward_scale", arguments["reward_scale"]) == 0.0:
+        _refuse("reward_scale", arguments["reward_scale"], "a finite number other than 0")
+    if arguments["max_grad_norm"] is not None:
+        check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
+    for name in ("value_network", "optimize_memory_usage"):
+        check_flag(name, arguments[name])
+    check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
+    check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
+    if arguments["value_network"] and arguments["actor_q"] == "target_min":
+        _refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `value_network=True`, which has no target critics")
+    if not arguments["value_network"] and arguments["value_learning_rate"] is not None:
+        _refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
+    _check_temperature(arguments)
+    _check_exploration(arguments)
+    _check_replay_buffer({**arguments, **counts}, observation_space)
+    return counts
+
+
+def _check_units(name: str, units: Any) -> None:
+    if not isinstance(units, list | tuple):
+        _refuse(name, units, "a list of layer sizes")
+    for size in units:
+        check_count(name, size, 1)
+
+
+def _check_net_arch(net_arch: Any, value_network: bool) -> None:
+    if not isinstance(net_arch, dict):
+        _check_units("net_arch", net_arch)
+        return
+    required, allowed = {"pi", "qf"}, {"pi", "qf", "vf"} if value_network else {"pi", "qf"}
+    if not required <= set(net_arch) <= allowed:
+        _refuse(
+            "net_arch",
+            net_arch,
+            "a list, or a dict with the keys 'pi', 'qf' and, with `value_network=True` only, 'vf' (by default as 'qf')",
+        )
+    for key, units in net_arch.items():
+        _check_units(f"net_arch[{key!r}]", units)
+
+
+def _check_log_std(arguments: Mapping[str, Any]) -> None:
+    check_choice("log_std_mode", arguments["log_std_mode"], ("state", "free"))
+    check_choice("log_std_bounding", arguments["log_std_bounding"], ("clamp", "tanh"))
+    bounds = arguments["log_std_bounds"]
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        _refuse("log_std_bounds", bounds, "a pair (low, high)")
+    low, high = (check_real("log_std_bounds", bound) for bound in bounds)
+    if not low < high:
+        _refuse("log_std_bounds", bounds, "a pair (low, high) with low below high")
+    if arguments["use_sde"]:
+        unused = {"log_std_mode": "state", "log_std_bounding": "clamp", "log_std_bounds": DEFAULT_LOG_STD_BOUNDS}
+        for name, default in unused.items():
+            value = arguments[name]
+            if (tuple(value) if name == "log_std_bounds" else value) != default:
+                _refuse(name, value, f"{default!r} with `use_sde=True`, which has a noise matrix of its own")
+    elif arguments["log_std_init"] is not None:
+        init = check_real("log_std_init", arguments["log_std_init"])
+        inside = low < init < high if arguments["log_std_bounding"] == "tanh" else low <= init <= high
+        if not inside:
+            _refuse("log_std_init", init, f"inside `log_std_bounds`={tuple(bounds)}")
+
+
+def check_policy_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of ``SoftACPolicy``, which reach it as ``policy_kwargs``.
+
+    :param arguments: argument values by name
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+    for name in ("use_sde", "use_expln", "value_network", "layer_norm", "share_features_extractor", "normalize_images"):
+        check_flag(name, arguments[name])
+    check_count("n_critics", arguments["n_critics"], 1)
+    check_real("dropout_rate", arguments["dropout_rate"], 0.0)
+    if arguments["dropout_rate"] >= 1.0:
+        _refuse("dropout_rate", arguments["dropout_rate"], "at least 0 and below 1")
+    check_choice("weight_init", arguments["weight_init"], ("default", "orthogonal", "xavier"))
+    if arguments["final_init_scale"] is not None:
+        check_real("final_init_scale", arguments["final_init_scale"], above=0.0)
+    if arguments["net_arch"] is not None:
+        _check_net_arch(arguments["net_arch"], arguments["value_network"])
+    _check_log_std(arguments)
+    if not arguments["use_sde"]:
+        for name, default in (("use_expln", False), ("clip_mean", 2.0)):
+            if arguments[name] != default:
+                _refuse(name, arguments[name], f"{default} with `use_sde=False`, which would ignore it")

@@ -1,0 +1,131 @@
+"""From a trained SB3 ``SAC`` to our layout: arguments, weights, optimizer state and counters.
+
+It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from torch import nn
+
+from sb3_softac.policies import SoftACPolicy
+from sb3_softac.temperature import LearnedTemperature, LogTemperature, Temperature
+
+Tensors = dict[str, th.Tensor]
+
+SAME_NAME = (
+    "learning_rate buffer_size learning_starts batch_size tau gamma train_freq gradient_steps action_noise "
+    "optimize_memory_usage n_steps ent_coef target_update_interval use_sde sde_sample_freq use_sde_at_warmup "
+    "tensorboard_log verbose seed device"
+).split()
+
+COUNTERS = (
+    "num_timesteps _total_timesteps _num_timesteps_at_start _episode_num _n_updates _current_progress_remaining start_time "
+    "_last_obs _last_original_obs _last_episode_starts ep_info_buffer ep_success_buffer"
+).split()
+
+
+def sac_arguments(sac: SAC) -> dict[str, Any]:
+    """The constructor arguments of ``sac``, without those that SB3 would ignore and we refuse."""
+    arguments = {name: getattr(sac, name) for name in SAME_NAME}
+    arguments["policy"] = sac.policy_class
+    arguments["stats_window_size"] = sac._stats_window_size
+    arguments["policy_kwargs"] = dict(sac.policy_kwargs)
+    if sac.use_sde:
+        arguments["policy_kwargs"].setdefault("log_std_init", -3.0)
+    else:
+        for ignored_by_sb3 in ("log_std_init", "use_expln", "clip_mean"):
+            arguments["policy_kwargs"].pop(ignored_by_sb3, None)
+        arguments["sde_sample_freq"] = -1
+        arguments["use_sde_at_warmup"] = False
+    if sac.ent_coef_optimizer is not None:
+        arguments["ent_coef_update"] = "log"
+        arguments["target_entropy"] = sac.target_entropy
+    buffer_kwargs = dict(sac.replay_buffer_kwargs)
+    automatic = {NStepReplayBuffer} if sac.n_steps > 1 else {ReplayBuffer, DictReplayBuffer}
+    if sac.replay_buffer_class in automatic:
+        buffer_kwargs.pop("n_steps", None)
+        buffer_kwargs.pop("gamma", None)
+    else:
+        arguments["replay_buffer_class"] = sac.replay_buffer_class
+    arguments["replay_buffer_kwargs"] = buffer_kwargs
+    return arguments
+
+
+def stack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
+    """Rename and stack what belongs to SB3's critics, by parameter name: weights, gradients or optimizer moments.
+
+    SB3's ``qf{i}.{layer}.weight`` (out, in) becomes row i of a (N, in, out) tensor, a bias (out,) row i of (N, 1, out).
+    """
+    stacked = {name: tensor for name, tensor in tensors.items() if not name.startswith("qf")}
+    layers = sorted({int(match[1]) for name in tensors if (match := re.match(r"qf0\.(\d+)\.", name))})
+    n_critics = len({name.split(".")[0] for name in tensors if name.startswith("qf")})
+    for layer in layers:
+        prefix = "q_networks.output" if layer == layers[-1] else f"q_networks.hidden.{layer}"
+        members = range(n_critics)
+        stacked[f"{prefix}.weight"] = th.stack([tensors[f"qf{i}.{layer}.weight"].T for i in members])
+        stacked[f"{prefix}.bias"] = th.stack([tensors[f"qf{i}.{layer}.bias"].unsqueeze(0) for i in members])
+    return stacked
+
+
+def _trained_parameters(network: nn.Module, optimizer: th.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """The parameters that ``optimizer`` holds, by their name in ``network``."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in network.named_parameters() if id(parameter) in held}
+
+
+def _copy_optimizer(
+    source: nn.Module,
+    source_optimizer: th.optim.Optimizer,
+    target: nn.Module,
+    target_optimizer: th.optim.Optimizer,
+    convert: Callable[[Mapping[str, th.Tensor]], Tensors],
+) -> None:
+    """Take over the optimizer's state, with every moment rearranged as its parameter is."""
+    states = {
+        name: source_optimizer.state[parameter]
+        for name, parameter in _trained_parameters(source, source_optimizer).items()
+        if parameter in source_optimizer.state
+    }
+    entries = {key for state in states.values() for key in state}
+    moments = {key: convert({name: state[key] for name, state in states.items()}) for key in entries if key != "step"}
+    steps = [state["step"] for state in states.values() if "step" in state]
+    for name, parameter in _trained_parameters(target, target_optimizer).items():
+        copied: dict[str, Any] = {key: tensors[name].clone() for key, tensors in moments.items() if name in tensors}
+        if copied and steps:
+            copied["step"] = steps[0].clone() if isinstance(steps[0], th.Tensor) else steps[0]
+        if copied:
+            target_optimizer.state[parameter] = copied
+
+
+def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
+    """Copy actor, critics, targets and their optimizers.
+
+    :raises ValueError: the networks of ``policy`` have other shapes
+    """
+    assert policy.critic_target is not None, "a value network is refused before"
+    try:
+        policy.actor.load_state_dict(sac.actor.state_dict())
+        policy.critic.load_state_dict(stack_critics(sac.critic.state_dict()))
+        policy.critic_target.load_state_dict(stack_critics(sac.critic_target.state_dict()))
+    except RuntimeError as error:
+        raise ValueError(f"`policy_kwargs` do not fit the weights of the SAC model: {error}") from error
+    _copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, dict)
+    _copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
+
+
+def copy_temperature(sac: SAC, temperature: Temperature) -> None:
+    """Copy a learned α, and its optimizer where the update is SB3's own."""
+    if sac.log_ent_coef is None or not isinstance(temperature, LearnedTemperature):
+        return
+    temperature.set_value(float(sac.log_ent_coef.detach().exp()))
+    if type(temperature) is LogTemperature and sac.ent_coef_optimizer is not None:
+        with th.no_grad():
+            temperature.log_ent_coef.copy_(sac.log_ent_coef.squeeze())
+            temperature.project()
+        for key, entry in sac.ent_coef_optimizer.state[sac.log_ent_coef].items():
+            temperature.optimizer.state[temperature.log_ent_coef][key] = entry.clone().squeeze()

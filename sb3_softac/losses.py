@@ -1,0 +1,145 @@
+"""The equations of soft actor-critic, one function each: tensors in, tensors out.
+
+Shapes, the same everywhere: B batch size, N critics. Everything that an equation holds constant is detached inside its
+function, so that a loss can only reach what it is meant to train. Sources are given by arXiv number.
+"""
+
+from typing import Literal
+
+import torch as th
+
+CriticReduction = Literal["min", "mean", "first"]
+
+
+def _check(q_values: th.Tensor | None = None, **vectors: th.Tensor) -> None:
+    """Refuse anything but (N, B) for ``q_values`` and one common (B,) for the vectors.
+
+    A (B, 1) tensor next to a (B,) one would broadcast to (B, B) and train on nonsense without an error.
+    """
+    if q_values is not None and q_values.ndim != 2:
+        raise ValueError(f"q_values has shape {tuple(q_values.shape)}, expected (N, B).")
+    batch = q_values.shape[1:] if q_values is not None else next(iter(vectors.values())).shape
+    for name, vector in vectors.items():
+        if vector.ndim != 1 or vector.shape != batch:
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected (B,) with B = {tuple(batch)}.")
+
+
+def reduce_critics(q_values: th.Tensor, how: CriticReduction) -> th.Tensor:
+    """R_i Q_i: one estimate out of N critics.
+
+    The minimum is clipped double Q-learning (1802.09477, eq. 10, taken over N), the mean is what softlearning's code and
+    REDQ's actor use (2101.05982), the first critic alone is Spinning Up's page.
+
+    :param q_values: (N, B)
+    :param how: ``"min"``, ``"mean"`` or ``"first"``
+    :return: (B,)
+    """
+    _check(q_values)
+    if how == "min":
+        return q_values.amin(dim=0)
+    if how == "mean":
+        return q_values.mean(dim=0)
+    return q_values[0]
+
+
+def soft_value(q: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """One-sample estimate of the soft state value, V(s) = Q(s, ã) − α log π(ã|s) with ã ~ π (1812.05905, eq. 3).
+
+    :param q: (B,) reduced action value at ã
+    :param log_prob: (B,) log π(ã|s), in nats
+    :param ent_coef: () temperature α
+    :return: (B,)
+    """
+    _check(q=q, log_prob=log_prob)
+    return q - ent_coef * log_prob
+
+
+def bellman_target(
+    rewards: th.Tensor,
+    dones: th.Tensor,
+    discounts: th.Tensor,
+    next_value: th.Tensor,
+    reward_scale: float = 1.0,
+) -> th.Tensor:
+    """Regression target of the critics, y = k·r + γ(1 − d)·V(s') (1801.01290, eq. 8; 1812.05905, eq. 5).
+
+    Deviation: the papers scale the reward inside the environment; here k multiplies it at this one place.
+
+    :param rewards: (B,) r, or the n-step return
+    :param dones: (B,) 1 for a true termination, 0 otherwise (also after a time-out)
+    :param discounts: (B,) γ, or γ^n for n-step returns
+    :param next_value: (B,) soft value of the next state
+    :param reward_scale: k; negative turns a reward into a cost
+    :return: (B,), without gradient
+    """
+    _check(rewards=rewards, dones=dones, discounts=discounts, next_value=next_value)
+    return (reward_scale * rewards + discounts * (1.0 - dones) * next_value).detach()
+
+
+def critic_loss(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
+    """Soft Bellman residual, J_Q = Σ_i ½·mean_B (Q_i(s, a) − y)² (1812.05905, eq. 5).
+
+    :param q_values: (N, B) Q_i(s, a) of the replayed actions
+    :param target: (B,) y, held constant
+    :return: ()
+    """
+    _check(q_values, target=target)
+    return 0.5 * (q_values - target.detach()).square().mean(dim=1).sum()
+
+
+def value_loss(values: th.Tensor, target: th.Tensor) -> th.Tensor:
+    """J_V = ½·mean_B (V(s) − [Q(s, ã) − α log π(ã|s)])² with ã drawn from π (1801.01290, eq. 5).
+
+    :param values: (B,) V(s)
+    :param target: (B,) soft value of a fresh action, held constant
+    :return: ()
+    """
+    _check(values=values, target=target)
+    return 0.5 * (values - target.detach()).square().mean()
+
+
+def actor_loss(q: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """J_π = mean_B (α log π(ã|s) − Q(s, ã)) with a reparametrised ã (1812.05905, eq. 7).
+
+    :param q: (B,) reduced action value at ã; its gradient runs through ã into the actor
+    :param log_prob: (B,) log π(ã|s), in nats
+    :param ent_coef: () temperature α, held constant
+    :return: ()
+    """
+    return -soft_value(q, log_prob, ent_coef.detach()).mean()
+
+
+def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """J(α) = α·(Ĥ − H̄) with Ĥ = −mean_B log π (1812.05905, eqs. 17 and 18), so that dJ/dα = Ĥ − H̄.
+
+    :param ent_coef: () α itself, the Lagrange multiplier
+    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param target_entropy: H̄, in nats
+    :return: ()
+    """
+    _check(log_prob=log_prob)
+    return ent_coef * (-log_prob.detach().mean() - target_entropy)
+
+
+def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """J(log α) = −log α · mean_B (log π + H̄), the form of SB3 and SBX.
+
+    Deviation from 1812.05905, eq. 18: α is replaced by log α, which drops a factor α from the gradient.
+
+    :param log_ent_coef: () log α
+    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param target_entropy: H̄, in nats
+    :return: ()
+    """
+    return dual_temperature_loss(log_ent_coef, log_prob, target_entropy)
+
+
+def exp_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """J(log α) = −α · mean_B (log π + H̄) with α = e^{log α}, the form of softlearning and CleanRL.
+
+    :param log_ent_coef: () log α
+    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param target_entropy: H̄, in nats
+    :return: ()
+    """
+    return dual_temperature_loss(log_ent_coef.exp(), log_prob, target_entropy)

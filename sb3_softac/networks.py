@@ -1,0 +1,131 @@
+"""Building blocks of the networks: a batched ensemble of perceptrons, and initialisation."""
+
+import math
+from typing import Literal
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+WeightInit = Literal["default", "orthogonal", "xavier"]
+
+
+class StackedLinear(nn.Module):
+    """N independent linear layers as one batched product: y_i = x_i W_i + b_i.
+
+    Each member starts as a ``torch.nn.Linear`` would: weights and biases uniform in ±1/√in.
+
+    :param n_members: N
+    :param in_features: input dimension
+    :param out_features: output dimension
+    """
+
+    def __init__(self, n_members: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(th.empty(n_members, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(th.empty(n_members, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, inputs: th.Tensor, members: th.Tensor | slice) -> th.Tensor:
+        """(M, B, in) → (M, B, out) for the M chosen members."""
+        return th.baddbmm(self.bias[members], inputs, self.weight[members])
+
+
+class StackedLayerNorm(nn.Module):
+    """N independent layer normalisations with their own scale and shift (1607.06450).
+
+    :param n_members: N
+    :param features: dimension that is normalised
+    """
+
+    def __init__(self, n_members: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.ones(n_members, 1, features))
+        self.bias = nn.Parameter(th.zeros(n_members, 1, features))
+
+    def forward(self, inputs: th.Tensor, members: th.Tensor | slice) -> th.Tensor:
+        """(M, B, features) → the same shape, for the M chosen members."""
+        return F.layer_norm(inputs, inputs.shape[-1:]) * self.weight[members] + self.bias[members]
+
+
+class StackedMLP(nn.Module):
+    """N independent perceptrons with one output each, evaluated together.
+
+    Hidden layers are linear → dropout → layer normalisation → activation, the order of DroQ (2110.02034).
+
+    :param n_members: N
+    :param in_features: input dimension
+    :param net_arch: units of the hidden layers; empty for linear members
+    :param activation_fn: elementwise activation
+    :param layer_norm: normalise the hidden layers
+    :param dropout_rate: probability of dropping a hidden unit, 0 for no dropout
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        in_features: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        layer_norm: bool = False,
+        dropout_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_members = n_members
+        self.hidden = nn.ModuleList()
+        for units in net_arch:
+            self.hidden.append(StackedLinear(n_members, in_features, units))
+            if dropout_rate > 0.0:
+                self.hidden.append(nn.Dropout(dropout_rate))
+            if layer_norm:
+                self.hidden.append(StackedLayerNorm(n_members, units))
+            self.hidden.append(activation_fn())
+            in_features = units
+        self.output = StackedLinear(n_members, in_features, 1)
+
+    def forward(self, inputs: th.Tensor, members: th.Tensor | slice = slice(None)) -> th.Tensor:
+        """Evaluate the chosen members on the same inputs.
+
+        :param inputs: (B, in)
+        :param members: indices (M,) or a slice of the N members
+        :return: (M, B)
+        """
+        n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members])
+        hidden = inputs.expand(n_chosen, *inputs.shape)
+        for layer in self.hidden:
+            stacked = isinstance(layer, StackedLinear | StackedLayerNorm)
+            hidden = layer(hidden, members) if stacked else layer(hidden)
+        output: th.Tensor = self.output(hidden, members)
+        return output.squeeze(-1)
+
+
+def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear | StackedLinear)]
+
+
+@th.no_grad()
+def initialise(module: nn.Module, how: WeightInit, gain: float = 1.0) -> None:
+    """Initialise every linear layer below ``module``; biases become 0. ``"default"`` leaves PyTorch's choice.
+
+    :param module: network whose linear layers are changed; convolutions keep PyTorch's initialisation
+    :param how: ``"default"``, ``"orthogonal"`` (1312.6120) or ``"xavier"`` (Glorot uniform)
+    :param gain: factor of the weights, √2 for layers in front of a ReLU
+    """
+    if how == "default":
+        return
+    initialiser = nn.init.orthogonal_ if how == "orthogonal" else nn.init.xavier_uniform_
+    for layer in _linear_layers(module):
+        # A stacked weight is (N, in, out): its members are initialised one by one.
+        for weight in layer.weight if isinstance(layer, StackedLinear) else [layer.weight]:
+            initialiser(weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+@th.no_grad()
+def scale_outputs(module: nn.Module, scale: float) -> None:
+    """Multiply the weights and biases of the linear layers below ``module`` by ``scale``, and so its initial outputs."""
+    for layer in _linear_layers(module):
+        layer.weight.mul_(scale)
+        if layer.bias is not None:
+            layer.bias.mul_(scale)

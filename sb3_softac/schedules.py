@@ -1,0 +1,88 @@
+"""Schedules of rates and temperatures: picklable callables, and the strings that stand for them.
+
+A schedule maps the progress that remains (1 at the start of ``learn()``, 0 at its end) to a value, as everywhere in SB3.
+"""
+
+import math
+import numbers
+
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+GRAMMAR = '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential)'
+
+
+class ExponentialSchedule:
+    """Geometric interpolation, start^p · end^(1 − p) for the remaining progress p.
+
+    :param start: value at the start of training, above 0
+    :param end: value at its end, above 0
+    """
+
+    def __init__(self, start: float, end: float) -> None:
+        self.start = start
+        self.end = end
+
+    def __call__(self, progress_remaining: float) -> float:
+        # Training may run past its planned last step: the value then stays at its end.
+        progress_remaining = max(progress_remaining, 0.0)
+        return float(self.start**progress_remaining * self.end ** (1.0 - progress_remaining))
+
+    def __repr__(self) -> str:
+        return f"ExponentialSchedule(start={self.start}, end={self.end})"
+
+
+def _parse_string(name: str, text: str) -> Schedule:
+    kind, *fields = text.split("_") if "_" in text else ("constant", text)
+    try:
+        values = [float(field) for field in fields]
+    except ValueError:
+        values = []
+    match kind, values:
+        case "constant", [value]:
+            schedule: Schedule = ConstantSchedule(value)
+        case "lin", [start]:
+            schedule = LinearSchedule(start, 0.0, 1.0)
+        case "lin", [start, end]:
+            schedule = LinearSchedule(start, end, 1.0)
+        case "exp", [start, end] if start > 0.0 and end > 0.0:
+            schedule = ExponentialSchedule(start, end)
+        case _:
+            raise ValueError(
+                f"`{name}` is {text!r}, which is no schedule: allowed are {GRAMMAR}, where both ends of exp are above 0."
+            )
+    if not all(math.isfinite(value) and value >= 0.0 for value in values):
+        raise ValueError(f"`{name}` is {text!r}, but its values must be finite and at least 0.")
+    return schedule
+
+
+def parse_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
+    """Turn what a user passes for a rate into a schedule.
+
+    :param name: name of the argument, for the error message
+    :param value: a number at or above 0, a schedule string, or a callable of the remaining progress
+    :return: a picklable schedule (as picklable as the callable that the user passed)
+    :raises ValueError: malformed string, negative or non-finite value
+    """
+    if isinstance(value, str):
+        return FloatSchedule(_parse_string(name, value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        check_rate(name, float(value))
+        return FloatSchedule(float(value))
+    if not callable(value):
+        raise ValueError(
+            f"`{name}` is {value!r}, but it must be a number, a callable of the remaining progress, or one of {GRAMMAR}."
+        )
+    schedule = FloatSchedule(value)
+    check_rate(f"{name}(1.0)", schedule(1.0))
+    return schedule
+
+
+def check_rate(name: str, value: float) -> float:
+    """Return ``value`` if it is finite and at least 0; a user's schedule can leave that range in the middle of a run.
+
+    :raises ValueError: negative or non-finite value
+    """
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"`{name}` is {value!r}, but it must be finite and at least 0.")
+    return value

@@ -1,0 +1,721 @@
+"""Soft actor-critic as a Stable-Baselines3 algorithm."""
+
+import inspect
+import io
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_parameters_by_name, polyak_update, update_learning_rate
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac import conversion, losses
+from sb3_softac.arguments import check_action_space, check_arguments, check_count
+from sb3_softac.losses import CriticReduction
+from sb3_softac.policies import (
+    SB3_EQUIVALENTS,
+    Actor,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    SoftACPolicy,
+    StackedCritics,
+    ValueNetwork,
+)
+from sb3_softac.schedules import check_rate, parse_schedule
+from sb3_softac.temperature import LearnedTemperature, Temperature, TemperatureUpdate, make_temperature
+
+ActorQ = Literal["min", "mean", "first", "target_min"]
+Rate = float | str | Schedule
+Metrics = dict[str, th.Tensor]
+SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
+
+FIRST_CRITIC = slice(0, 1)
+ALL_CRITICS = slice(None)
+
+
+class Batch(NamedTuple):
+    """Transitions of one gradient step; B is the batch size."""
+
+    observations: PyTorchObs  # (B, ...)
+    actions: th.Tensor  # (B, A), scaled to [-1, 1]
+    next_observations: PyTorchObs  # (B, ...)
+    dones: th.Tensor  # (B,), 1 for a true termination only
+    rewards: th.Tensor  # (B,)
+    discounts: th.Tensor  # (B,), gamma to the number of steps behind the reward
+
+
+class SoftAC(OffPolicyAlgorithm):
+    """Soft actor-critic with every published variant as an option.
+
+    Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
+    same names, order and defaults; the keyword-only ones are ours. Rates are numbers, callables of the remaining progress
+    (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
+    :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box``
+    :param learning_rate: rate of every network and of the temperature, unless one has its own
+    :param buffer_size: capacity of the replay buffer, in transitions
+    :param learning_starts: environment steps before the first update
+    :param batch_size: transitions per gradient step
+    :param tau: Polyak coefficient of the targets, in [0, 1]
+    :param gamma: discount factor, in [0, 1]
+    :param train_freq: update every n steps, or ``(n, "step")``, ``(n, "episode")``
+    :param gradient_steps: gradient steps per update; −1 for as many as environment steps since the last one
+    :param action_noise: noise added to the sampled actions; refused with gSDE
+    :param replay_buffer_class: replay buffer, for instance ``HerReplayBuffer``; None selects SB3's by itself
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: SB3's memory-efficient replay buffer
+    :param n_steps: steps of the n-step return
+    :param ent_coef: temperature α: a number, a schedule, ``"auto"`` (learned from 1) or ``"auto_0.1"`` (learned from 0.1)
+    :param target_update_interval: gradient steps between two updates of the targets, counted over the whole training
+    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension
+    :param use_sde: generalized state-dependent exploration
+    :param sde_sample_freq: steps between two draws of the gSDE noise matrix; −1 for one per rollout
+    :param use_sde_at_warmup: gSDE in place of uniform random actions at the start
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder for TensorBoard logs
+    :param policy_kwargs: arguments of the policy, see ``SoftACPolicy``
+    :param verbose: 0 silent, 1 information, 2 debug
+    :param seed: seed of all random generators; used at construction, and at ``load`` only if passed there again
+    :param device: PyTorch device
+    :param _init_setup_model: build networks and buffer now
+    :param value_network: learn V(s) and bootstrap from a target V in place of target critics (1801.01290)
+    :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
+        over the target critics
+    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``
+    :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982)
+    :param ent_coef_update: how a learned α moves: ``"dual"`` is projected dual ascent on α itself, ``"log"`` SB3's Adam on
+        log α, ``"exp"`` softlearning's
+    :param ent_coef_max: upper bound of a learned α
+    :param actor_learning_rate: rate of the actor; None for ``learning_rate``
+    :param critic_learning_rate: rate of the critics; None for ``learning_rate``
+    :param value_learning_rate: rate of the value network; None for ``learning_rate``
+    :param ent_coef_learning_rate: rate of a learned α; None for ``learning_rate``
+    :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
+    :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
+    :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
+    :param max_grad_norm: clip each network's gradient to this Euclidean norm
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: SoftACPolicy
+    actor: Actor
+    critic: StackedCritics
+    critic_target: StackedCritics | None
+    value_net: ValueNetwork | None
+    value_net_target: ValueNetwork | None
+    temperature: Temperature
+
+    def __init__(
+        self,
+        policy: str | type[SoftACPolicy],
+        env: GymEnv | str,
+        learning_rate: Rate = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float | Schedule = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        value_network: bool = False,
+        actor_q: ActorQ = "min",
+        target_q: CriticReduction = "min",
+        target_subset: int | None = None,
+        ent_coef_update: TemperatureUpdate = "dual",
+        ent_coef_max: float | None = None,
+        actor_learning_rate: Rate | None = None,
+        critic_learning_rate: Rate | None = None,
+        value_learning_rate: Rate | None = None,
+        ent_coef_learning_rate: Rate | None = None,
+        random_steps: int | None = None,
+        policy_delay: int = 1,
+        reward_scale: float = 1.0,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if env is not None:  # `load` builds a model without one
+            env = maybe_make_env(env, verbose)
+            check_action_space(env.action_space)
+        super().__init__(
+            self._resolve_policy(policy),
+            env,
+            cast(float, learning_rate),  # SB3 only stores it; `_setup_lr_schedule` is ours
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            # SB3 writes into both dicts: what the user passed stays as it was.
+            replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=dict(policy_kwargs or {}),
+            stats_window_size=check_count("stats_window_size", stats_window_size, 1),
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            support_multi_env=True,
+        )
+        self.ent_coef = ent_coef
+        self.target_update_interval = target_update_interval
+        self.target_entropy = target_entropy
+        self.value_network = value_network
+        self.actor_q: ActorQ = actor_q
+        self.target_q: CriticReduction = target_q
+        self.target_subset = target_subset
+        self.ent_coef_update: TemperatureUpdate = ent_coef_update
+        self.ent_coef_max = ent_coef_max
+        self.actor_learning_rate = actor_learning_rate
+        self.critic_learning_rate = critic_learning_rate
+        self.value_learning_rate = value_learning_rate
+        self.ent_coef_learning_rate = ent_coef_learning_rate
+        self.random_steps = random_steps
+        self.policy_delay = policy_delay
+        self.reward_scale = reward_scale
+        self.max_grad_norm = max_grad_norm
+        self._automatic_replay_buffer = replay_buffer_class is None
+        #: what the weights in a saved file were built for; None until they are built
+        self._built_for: dict[str, Any] | None = None
+        self._seed_at_setup = True
+        if self._automatic_replay_buffer and not {"n_steps", "gamma"}.isdisjoint(self.replay_buffer_kwargs):
+            raise ValueError(
+                f"`replay_buffer_kwargs` is {replay_buffer_kwargs!r}, but without a `replay_buffer_class` of your own "
+                "n_steps and gamma are arguments of SoftAC itself."
+            )
+        if "value_network" in self.policy_kwargs and self.policy_kwargs["value_network"] != value_network:
+            raise ValueError("`policy_kwargs` contains value_network, but it must be an argument of SoftAC itself.")
+        if _init_setup_model:
+            self._setup_model()
+
+    @classmethod
+    def _resolve_policy(cls, policy: str | type[BasePolicy]) -> str | type[BasePolicy]:
+        """Map SB3's own policy classes to ours, and refuse what is no policy of ours."""
+        if isinstance(policy, str):
+            if policy in cls.policy_aliases:
+                return policy
+        elif isinstance(policy, type) and issubclass(resolved := SB3_EQUIVALENTS.get(policy, policy), SoftACPolicy):
+            return resolved
+        raise ValueError(
+            f"`policy` is {policy!r}, but it must be one of {', '.join(map(repr, cls.policy_aliases))} "
+            "or a subclass of SoftACPolicy."
+        )
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        check_action_space(self.action_space)
+        arguments = {"automatic_replay_buffer": self._automatic_replay_buffer}
+        arguments |= {name: getattr(self, name) for name in _option_names() if hasattr(self, name)}
+        self.__dict__.update(check_arguments(arguments, self.observation_space, self.n_envs))
+        self._refuse_other_architecture()
+        if self._automatic_replay_buffer:
+            # Let SB3 choose again: gamma or n_steps may have changed since the file was saved.
+            self.replay_buffer_class = None
+            for chosen_by_sb3 in ("n_steps", "gamma"):
+                self.replay_buffer_kwargs.pop(chosen_by_sb3, None)
+        self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde, "value_network": self.value_network}
+        self._setup_host()
+        self._create_aliases()
+        self._setup_temperature()
+        if self.target_subset is not None and self.target_subset > self.critic.n_critics:
+            raise ValueError(
+                f"`target_subset` is {self.target_subset}, but it must be at most `n_critics`={self.critic.n_critics}."
+            )
+        if self.env is not None and self.replay_buffer is None:
+            self._allocate_replay_buffer()
+
+    def _setup_host(self) -> None:
+        """Run SB3's setup, but without two of its effects."""
+        held_buffer, seed = self.replay_buffer, self.seed
+        # SB3 allocates a buffer whenever there is none; a model that is loaded only to act needs none.
+        self.replay_buffer = cast(ReplayBuffer, object()) if held_buffer is None else held_buffer
+        # SB3 seeds everything again at `load`, and training would repeat the random numbers of its beginning.
+        self.seed = seed if self._seed_at_setup else None
+        try:
+            super()._setup_model()
+        finally:
+            self.replay_buffer, self.seed = held_buffer, seed
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = parse_schedule("learning_rate", self.learning_rate)
+        self._own_lr_schedules: dict[str, Schedule] = {
+            name: parse_schedule(f"{name}_learning_rate", rate)
+            for name in ("actor", "critic", "value", "ent_coef")
+            if (rate := getattr(self, f"{name}_learning_rate")) is not None
+        }
+
+    def _setup_temperature(self) -> None:
+        target_entropy = self.target_entropy
+        if target_entropy == "auto":
+            target_entropy = -float(get_action_dim(self.action_space))
+        self.temperature = make_temperature(
+            self.ent_coef,
+            self.ent_coef_update,
+            self.ent_coef_max,
+            float(target_entropy),
+            self._own_lr_schedules.get("ent_coef", self.lr_schedule),
+        ).to(self.device)
+        if isinstance(self.temperature, LearnedTemperature):
+            self.target_entropy = self.temperature.target_entropy
+
+    def _create_aliases(self) -> None:
+        self.actor = self.policy.actor
+        self.critic = self.policy.critic
+        self.critic_target = self.policy.critic_target
+        self.value_net = self.policy.value_net
+        self.value_net_target = self.policy.value_net_target
+
+    def _refuse_other_architecture(self) -> None:
+        """A saved model can be loaded with other options, but not with ones that its weights have no place for."""
+        ent_coef = self.ent_coef
+        learned = isinstance(ent_coef, str) and ent_coef.startswith("auto")
+        built_for = {
+            "value_network": self.value_network,
+            "use_sde": self.use_sde,
+            "ent_coef": "learned" if learned else "fixed",
+            "ent_coef_update": self.ent_coef_update,
+        }
+        for name, saved in (self._built_for or built_for).items():
+            if built_for[name] != saved:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}, but the saved model needs {name} {saved!r}.")
+        self._built_for = built_for
+
+    def _allocate_replay_buffer(self) -> None:
+        assert self.replay_buffer_class is not None
+        kwargs = dict(self.replay_buffer_kwargs)
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            kwargs["env"] = self.env
+        self.replay_buffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
+        self._refuse_other_discount(self.replay_buffer)
+
+    def _refuse_other_discount(self, replay_buffer: ReplayBuffer) -> None:
+        """A buffer that sums discounted rewards itself must use the discount of the targets."""
+        gamma = getattr(replay_buffer, "gamma", self.gamma)
+        if gamma != self.gamma:
+            raise ValueError(f"`gamma` is {self.gamma}, but the replay buffer discounts with {gamma}: both must be equal.")
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3; a model that was loaded without an environment gets its replay buffer here."""
+        super().set_env(env, force_reset)
+        if self.replay_buffer is None:
+            self._allocate_replay_buffer()
+
+    # ------------------------------------------------------- interaction with the environment
+
+    def learn(
+        self: SelfSoftAC,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SoftAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSoftAC:
+        """Train for ``total_timesteps`` environment steps; 1e6 is as good as 1_000_000. Otherwise as in SB3."""
+        return super().learn(
+            check_count("total_timesteps", total_timesteps, 0),
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        result = super()._setup_learn(*args, **kwargs)
+        self._refuse_non_finite("observation", self._last_obs)
+        return result
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        random_steps = learning_starts if self.random_steps is None else self.random_steps
+        return super()._sample_action(random_steps, action_noise, n_envs)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray[Any, Any],
+        new_obs: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        reward: np.ndarray[Any, Any],
+        dones: np.ndarray[Any, Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        stored_obs, stored_reward = new_obs, reward
+        if self._vec_normalize_env is not None:
+            stored_obs = self._vec_normalize_env.get_original_obs()
+            stored_reward = self._vec_normalize_env.get_original_reward()
+        self._refuse_non_finite("reward", stored_reward)
+        self._refuse_non_finite("observation", stored_obs)
+        for info, done in zip(infos, dones, strict=True):
+            if done and info.get("terminal_observation") is not None:
+                self._refuse_non_finite("terminal observation", info["terminal_observation"])
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _refuse_non_finite(self, cause: str, values: Any) -> None:
+        """One NaN in the replay buffer ruins every network, long after its cause is gone."""
+        if isinstance(values, dict):
+            for key, part in values.items():
+                self._refuse_non_finite(f"{cause} {key!r}", part)
+        elif np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            found = np.asarray(values)[~np.isfinite(values)].flat[0]
+            raise ValueError(
+                f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} ({found}). "
+                "Nothing of this step was stored in the replay buffer."
+            )
+
+    # ------------------------------------------------------------- training
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """Do ``gradient_steps`` gradient steps on batches from the replay buffer, and log their means.
+
+        :param gradient_steps: number of gradient steps
+        :param batch_size: transitions per gradient step
+        :raises ValueError: the training has diverged
+        """
+        self.policy.set_training_mode(True)
+        self._update_schedules()
+        metrics = [self._gradient_step(self._sample_batch(batch_size)) for _ in range(gradient_steps)]
+        self._record(metrics)
+
+    def _gradient_step(self, batch: Batch) -> Metrics:
+        """The algorithm box. Every loss uses the temperature and the actor from before the step."""
+        self._n_updates += 1
+        actor_turn = self._n_updates % self.policy_delay == 0
+        ent_coef = self.temperature.value.clone()
+        metrics = {"ent_coef": ent_coef}
+        if self.use_sde:
+            self.actor.reset_noise()
+        if actor_turn or self.value_net is not None:
+            actions, log_prob = self.actor.action_log_prob(batch.observations)
+            metrics |= {"entropy": -log_prob.detach().mean(), "log_std": self.actor.mean_log_std()}
+        target = self._bellman_target(batch, ent_coef)
+        if self.value_net is not None:
+            metrics |= self._update_value_network(self.value_net, batch, actions, log_prob, ent_coef)
+        metrics |= self._update_critics(batch, target)
+        if actor_turn:
+            metrics |= self._update_actor(batch, actions, log_prob, ent_coef)
+            metrics |= self._update_temperature(log_prob)
+        if self._n_updates % self.target_update_interval == 0:
+            self._update_targets()
+        return metrics
+
+    def _sample_batch(self, batch_size: int) -> Batch:
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        rewards = data.rewards.squeeze(1)
+        discounts = th.full_like(rewards, self.gamma) if data.discounts is None else data.discounts.squeeze(1)
+        return Batch(data.observations, data.actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
+
+    @th.no_grad()
+    def _bellman_target(self, batch: Batch, ent_coef: th.Tensor) -> th.Tensor:
+        """y = k·r + γ(1 − d)·V(s'), with V the target value network or one sample of the soft value."""
+        if self.value_net_target is not None:
+            next_value = self.value_net_target(batch.next_observations).squeeze(1)
+        else:
+            assert self.critic_target is not None
+            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
+            next_q = self._target_reduction(self.critic_target, batch.next_observations, next_actions)
+            next_value = losses.soft_value(next_q, next_log_prob, ent_coef)
+        return losses.bellman_target(batch.rewards, batch.dones, batch.discounts, next_value, self.reward_scale)
+
+    def _target_reduction(self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated."""
+        members: slice | th.Tensor = FIRST_CRITIC if self.target_q == "first" else ALL_CRITICS
+        if self.target_subset is not None:
+            members = th.randperm(critics.n_critics, device=self.device)[: self.target_subset]
+        return losses.reduce_critics(critics.q_values(observations, actions, members), self.target_q)
+
+    def _update_value_network(
+        self, value_net: ValueNetwork, batch: Batch, actions: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor
+    ) -> Metrics:
+        with th.no_grad():
+            q = self._target_reduction(self.critic, batch.observations, actions)
+            target = losses.soft_value(q, log_prob, ent_coef)
+        loss = losses.value_loss(value_net(batch.observations).squeeze(1), target)
+        self._minimise(loss, value_net.optimizer)
+        return {"value_loss": loss.detach()}
+
+    def _update_critics(self, batch: Batch, target: th.Tensor) -> Metrics:
+        q_values = self.critic.q_values(batch.observations, batch.actions)
+        loss = losses.critic_loss(q_values, target)
+        grad_norm = self._minimise(loss, self.critic.optimizer)
+        return {"critic_loss": loss.detach(), "q_value": q_values.detach().mean(), "grad_norm_critic": grad_norm}
+
+    def _update_actor(self, batch: Batch, actions: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> Metrics:
+        critics = self.critic
+        if self.actor_q == "target_min":
+            assert self.critic_target is not None
+            critics = self.critic_target
+        members = FIRST_CRITIC if self.actor_q == "first" else ALL_CRITICS
+        how: CriticReduction = "min" if self.actor_q == "target_min" else self.actor_q
+        q = losses.reduce_critics(critics.q_values(batch.observations, actions, members), how)
+        loss = losses.actor_loss(q, log_prob, ent_coef)
+        grad_norm = self._minimise(loss, self.actor.optimizer)
+        return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
+
+    def _update_temperature(self, log_prob: th.Tensor) -> Metrics:
+        loss = self.temperature.update(log_prob)
+        return {} if loss is None else {"ent_coef_loss": loss}
+
+    def _update_targets(self) -> None:
+        """θ̄ ← τθ + (1 − τ)θ̄."""
+        online, target = (self.value_net, self.value_net_target) if self.value_network else (self.critic, self.critic_target)
+        assert online is not None and target is not None
+        polyak_update(online.parameters(), target.parameters(), self.tau)
+        # Batch normalisation's statistics are averages already, see SB3's issue 996.
+        statistics = ["running_"]
+        polyak_update(get_parameters_by_name(online, statistics), get_parameters_by_name(target, statistics), 1.0)
+
+    def _minimise(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> th.Tensor:
+        """One step of ``optimizer`` down ``loss``: the one place where gradients enter parameters.
+
+        The gradient is taken with respect to the optimizer's own parameters alone, so nothing can leak into another network.
+
+        :return: norm of the gradient before clipping, ()
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = th.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        optimizer.step()
+        return norm
+
+    def _update_schedules(self) -> None:
+        """Move learning rates and a scheduled temperature to the current progress, and log the rates."""
+        # The last rollout may run past the planned end, where a linear rate would turn negative.
+        progress = max(self._current_progress_remaining, 0.0)
+        self.logger.record("train/learning_rate", self.lr_schedule(progress))
+        for name, schedule in self._own_lr_schedules.items():
+            self.logger.record(f"train/{name}_learning_rate", schedule(progress))
+        networks = {"actor": self.actor, "critic": self.critic, "value": self.value_net}
+        for name, network in networks.items():
+            if network is not None:
+                rate = self._own_lr_schedules.get(name, self.lr_schedule)(progress)
+                update_learning_rate(network.optimizer, check_rate(f"{name}_learning_rate", rate))
+        self.temperature.set_progress(progress)
+
+    def _record(self, metrics: list[Metrics]) -> None:
+        """Log the mean of each metric over one ``train()``; they leave the device here, all at once."""
+        columns: dict[str, list[th.Tensor]] = {}
+        for step in metrics:
+            for name, value in step.items():
+                columns.setdefault(name, []).append(value)
+        means: list[float] = th.stack([th.stack(column).mean() for column in columns.values()]).tolist()
+        diverged = {name: mean for name, mean in zip(columns, means, strict=True) if not np.isfinite(mean)}
+        if diverged:
+            raise ValueError(
+                f"Training has diverged after {self._n_updates} gradient steps: {diverged}. A lower learning rate, "
+                "`max_grad_norm`, `ent_coef_max` or smaller rewards may help."
+            )
+        for name, mean in zip(columns, means, strict=True):
+            self.logger.record(f"train/{name}", mean)
+        if isinstance(self.temperature, LearnedTemperature):
+            self.logger.record("train/target_entropy", self.temperature.target_entropy)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    # ------------------------------------------------------ saving, loading, converting
+
+    def _excluded_save_params(self) -> list[str]:
+        networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
+        return [*super()._excluded_save_params(), *networks, "_own_lr_schedules", "_seed_at_setup"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]
+        if self.value_net is not None:
+            state_dicts.append("value_net.optimizer")
+        if isinstance(self.temperature, LearnedTemperature):
+            state_dicts += ["temperature", "temperature.optimizer"]
+        return state_dicts, []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in SB3's format. A file that exists is replaced only once the new one is complete.
+
+        :param path: file name (``.zip`` is added if it has no suffix) or a binary stream
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep although they are left out by default
+        """
+        if not isinstance(path, str | pathlib.Path):
+            super().save(path, exclude, include)
+            return
+        path = pathlib.Path(path)
+        if path.suffix == "":
+            path = path.with_name(f"{path.name}.zip")
+        stream = io.BytesIO()
+        super().save(stream, exclude, include)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            unfinished.write_bytes(stream.getbuffer())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(  # type: ignore[override]  # SB3 types the class with a type variable of its own
+        cls: type[SelfSoftAC],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSoftAC:
+        """Load a model as SB3 does, with three differences.
+
+        The random generators are seeded only if ``seed`` is passed; without an environment no replay buffer is allocated
+        (``set_env`` does it later); an argument that the constructor does not know is refused.
+
+        :param path: file name or binary stream
+        :param env: environment to continue with
+        :param device: PyTorch device
+        :param custom_objects: replacements for saved attributes
+        :param print_system_info: print the versions with which the model was saved
+        :param force_reset: reset the environment before training
+        :param kwargs: constructor arguments that replace the saved ones
+        :raises ValueError: unknown argument, or one that the saved weights have no place for
+        """
+        unknown = sorted(set(kwargs) - set(_option_names()))
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(_option_names())}.")
+        if "stats_window_size" in kwargs:
+            kwargs["_stats_window_size"] = check_count("stats_window_size", kwargs.pop("stats_window_size"), 1)
+        if "policy_kwargs" in kwargs:
+            # SB3 compares them with the saved ones, which hold these two as well.
+            implied = {name: kwargs.get(name, False) for name in ("use_sde", "value_network")}
+            kwargs["policy_kwargs"] = implied | kwargs["policy_kwargs"]
+        if "replay_buffer_class" in kwargs:
+            kwargs["_automatic_replay_buffer"] = kwargs["replay_buffer_class"] is None
+        return super().load(
+            path,
+            env=env,
+            device=device,
+            custom_objects=custom_objects,
+            print_system_info=print_system_info,
+            force_reset=force_reset,
+            _seed_at_setup="seed" in kwargs,
+            **kwargs,
+        )
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3 does; the n-step return then follows this model's ``n_steps`` and ``gamma``.
+
+        :param path: pickle file or binary stream
+        :param truncate_last_traj: with ``HerReplayBuffer``, end the last trajectory
+        :raises ValueError: this model needs n-step returns that the buffer cannot compute, or another discount
+        """
+        previous = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer = self.replay_buffer
+        try:
+            assert buffer is not None
+            if self._automatic_replay_buffer and isinstance(buffer, NStepReplayBuffer):
+                buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+            elif self.n_steps > 1:
+                raise ValueError(f"`n_steps` is {self.n_steps}, but the loaded {type(buffer).__name__} has one-step returns.")
+            self._refuse_other_discount(buffer)
+        except ValueError:
+            self.replay_buffer = previous
+            raise
+
+    @classmethod
+    def from_sb3(cls: type[SelfSoftAC], sac: SAC, **ours: Any) -> SelfSoftAC:
+        """Take over a model of SB3's ``SAC``: weights, targets, optimizers, temperature and counters.
+
+        Environment and replay buffer are handed over, not copied. A learned temperature continues in SB3's form
+        (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
+
+        :param sac: the model
+        :param ours: arguments of ``SoftAC`` that replace those of ``sac``
+        :raises ValueError: ``sac`` is no SB3 ``SAC``, or has no weights for what ``ours`` asks for
+        """
+        if not isinstance(sac, SAC):
+            raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC.")
+        if ours.get("value_network"):
+            raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
+        arguments = conversion.sac_arguments(sac) | ours
+        if not str(arguments["ent_coef"]).startswith("auto"):
+            for unused in {"ent_coef_update", "target_entropy"} - set(ours):
+                arguments.pop(unused, None)
+        model = cls(env=cast(GymEnv, sac.env), _init_setup_model=False, **arguments)
+        model.observation_space, model.action_space, model.n_envs = sac.observation_space, sac.action_space, sac.n_envs
+        model.replay_buffer = sac.replay_buffer
+        model._seed_at_setup = False
+        model._setup_model()
+        if model.replay_buffer is not None:
+            model._refuse_other_discount(model.replay_buffer)
+        conversion.copy_networks(sac, model.policy)
+        conversion.copy_temperature(sac, model.temperature)
+        model.__dict__.update({name: getattr(sac, name) for name in conversion.COUNTERS})
+        if sac._custom_logger:
+            model.set_logger(sac.logger)
+        return model
+
+
+def _option_names() -> list[str]:
+    """The arguments of the constructor that ``load`` can replace."""
+    fixed = {"self", "policy", "env", "device", "_init_setup_model"}
+    return [name for name in inspect.signature(SoftAC.__init__).parameters if name not in fixed]

@@ -1,0 +1,212 @@
+"""Strategies for the temperature α (SB3's ``ent_coef``): objects with a ``value`` and an ``update``.
+
+``ent_coef`` is parsed once, in :func:`make_temperature`; the training step never asks which strategy it holds.
+Reference: 1812.05905, section 5.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_softac import losses
+from sb3_softac.schedules import check_rate, parse_schedule
+
+TemperatureUpdate = Literal["dual", "log", "exp"]
+
+
+class Temperature(nn.Module, ABC):
+    """The temperature α, in units of reward per nat."""
+
+    @property
+    @abstractmethod
+    def value(self) -> th.Tensor:
+        """α, a scalar tensor without gradient."""
+
+    @abstractmethod
+    def update(self, log_prob: th.Tensor) -> th.Tensor | None:
+        """Adapt α to the log-probabilities (B,) of freshly drawn actions.
+
+        :return: the temperature loss (), or None when nothing is learned
+        """
+
+    @abstractmethod
+    def set_progress(self, progress_remaining: float) -> None:
+        """Move the schedule of the strategy to the remaining progress, from 1 to 0."""
+
+
+class FixedTemperature(Temperature):
+    """A constant or scheduled α. It is configuration, not state: nothing of it is saved with the weights.
+
+    :param schedule: α as a function of the remaining progress
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.register_buffer("ent_coef", th.tensor(float(schedule(1.0))), persistent=False)
+        self.ent_coef: th.Tensor
+
+    @property
+    def value(self) -> th.Tensor:
+        return self.ent_coef
+
+    def update(self, log_prob: th.Tensor) -> None:
+        return None
+
+    def set_progress(self, progress_remaining: float) -> None:
+        self.ent_coef.fill_(check_rate("ent_coef", float(self.schedule(progress_remaining))))
+
+
+class LearnedTemperature(Temperature):
+    """An α that drives the entropy Ĥ = −mean log π towards a target H̄: it grows while Ĥ is below H̄.
+
+    :param initial: α before the first update
+    :param maximum: upper bound of α, or None
+    :param target_entropy: H̄, in nats
+    :param schedule: learning rate as a function of the remaining progress
+    """
+
+    optimizer: th.optim.Optimizer
+
+    def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.target_entropy = target_entropy
+        self.schedule = schedule
+
+    @abstractmethod
+    def loss(self, log_prob: th.Tensor) -> th.Tensor:
+        """The loss whose gradient the update follows, () for (B,) log-probabilities."""
+
+    @abstractmethod
+    def set_value(self, value: float) -> None:
+        """Set α, within its bounds."""
+
+    @abstractmethod
+    def project(self) -> None:
+        """Bring the parameter back into its bounds, in place."""
+
+    def update(self, log_prob: th.Tensor) -> th.Tensor:
+        loss = self.loss(log_prob)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
+        self.optimizer.step()
+        with th.no_grad():
+            self.project()
+        return loss.detach()
+
+    def set_progress(self, progress_remaining: float) -> None:
+        rate = check_rate("ent_coef_learning_rate", float(self.schedule(progress_remaining)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+class DualTemperature(LearnedTemperature):
+    """Dual ascent on α itself, projected: α ← min(α_max, max(0, α − λ(Ĥ − H̄))).
+
+    A plain gradient step, without momentum or normalisation: α is a Lagrange multiplier (1812.05905, eqs. 17 and 18). It
+    may sit at exactly 0, and leaves it as soon as Ĥ falls below H̄.
+    """
+
+    def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
+        super().__init__(initial, maximum, target_entropy, schedule)
+        self.ent_coef = nn.Parameter(th.tensor(float(initial)))
+        self.optimizer = th.optim.SGD(self.parameters(), lr=float(schedule(1.0)))
+
+    @property
+    def value(self) -> th.Tensor:
+        return self.ent_coef.detach()
+
+    def loss(self, log_prob: th.Tensor) -> th.Tensor:
+        return losses.dual_temperature_loss(self.ent_coef, log_prob, self.target_entropy)
+
+    def set_value(self, value: float) -> None:
+        with th.no_grad():
+            self.ent_coef.fill_(value)
+            self.project()
+
+    def project(self) -> None:
+        self.ent_coef.clamp_(min=0.0, max=self.maximum)
+
+
+class LogTemperature(LearnedTemperature):
+    """Adam on log α with the loss −log α · mean(log π + H̄), as in SB3 and SBX."""
+
+    def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
+        super().__init__(initial, maximum, target_entropy, schedule)
+        self.log_ent_coef = nn.Parameter(th.tensor(math.log(initial)))
+        self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)))
+
+    @property
+    def value(self) -> th.Tensor:
+        return self.log_ent_coef.detach().exp()
+
+    def loss(self, log_prob: th.Tensor) -> th.Tensor:
+        return losses.log_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+
+    def set_value(self, value: float) -> None:
+        with th.no_grad():
+            self.log_ent_coef.fill_(math.log(value))
+            self.project()
+
+    def project(self) -> None:
+        if self.maximum is not None:
+            self.log_ent_coef.clamp_(max=math.log(self.maximum))
+
+
+class ExpTemperature(LogTemperature):
+    """Adam on log α with the loss −α · mean(log π + H̄), as in softlearning and CleanRL."""
+
+    def loss(self, log_prob: th.Tensor) -> th.Tensor:
+        return losses.exp_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+
+
+LEARNED: dict[str, type[LearnedTemperature]] = {"dual": DualTemperature, "log": LogTemperature, "exp": ExpTemperature}
+
+
+def _initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
+    """The x of "auto_x", 1 for "auto"."""
+    prefix, _, text = ent_coef.partition("_")
+    try:
+        initial = float(text) if "_" in ent_coef else 1.0
+    except ValueError:
+        initial = math.nan
+    # Only dual ascent can leave 0: log α would start at −∞.
+    lowest_allowed = initial >= 0.0 if update == "dual" else initial > 0.0
+    if prefix != "auto" or not (math.isfinite(initial) and lowest_allowed):
+        raise ValueError(
+            f"`ent_coef` is {ent_coef!r}, but it must be a number, a schedule, 'auto', or 'auto_x' with an initial value x "
+            f"{'of at least' if update == 'dual' else 'above'} 0."
+        )
+    return initial
+
+
+def make_temperature(
+    ent_coef: float | str | Schedule,
+    update: TemperatureUpdate,
+    maximum: float | None,
+    target_entropy: float,
+    schedule: Schedule,
+) -> Temperature:
+    """Build the strategy that ``ent_coef`` asks for.
+
+    :param ent_coef: ``"auto"`` or ``"auto_x"`` to learn α from 1 or x; a number, schedule string or callable to fix it
+    :param update: ``"dual"``, ``"log"`` or ``"exp"``; used when α is learned
+    :param maximum: upper bound of a learned α, or None
+    :param target_entropy: H̄ of a learned α, in nats
+    :param schedule: learning rate of a learned α
+    :raises ValueError: malformed ``ent_coef``, or an initial value above ``maximum``
+    """
+    if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):
+        try:
+            return FixedTemperature(parse_schedule("ent_coef", ent_coef))
+        except ValueError as error:
+            raise ValueError(f"{error} To learn it, pass 'auto' or 'auto_x' with an initial value x.") from error
+    initial = _initial_value(ent_coef, update)
+    if maximum is not None and initial > maximum:
+        raise ValueError(f"`ent_coef` is {ent_coef!r}, but it starts above `ent_coef_max`={maximum}.")
+    return LEARNED[update](initial, maximum, target_entropy, schedule)

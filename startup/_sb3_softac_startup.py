@@ -1,0 +1,55 @@
+"""Lets RL Zoo find ``--algo softac``: Python runs this at start-up, through ``sb3_softac.pth``.
+
+RL Zoo loads no plugins before it parses ``--algo``. This finder therefore waits for the import of two RL Zoo modules and has
+``sb3_softac.zoo`` extend each as soon as it is complete. It imports nothing else at start-up, and it never raises. The
+environment variable ``SB3_SOFTAC_NO_STARTUP`` (any value but the empty one) switches it off.
+"""
+
+import sys
+
+# Module of RL Zoo, and the function of sb3_softac.zoo that extends it.
+EXTENSIONS = {"rl_zoo3.utils": "extend_utils", "rl_zoo3.exp_manager": "extend_experiment_manager"}
+
+
+class Finder:
+    """Meta-path finder that steps in for the two modules, once each, and leaves all others to Python."""
+
+    def __init__(self):
+        self.waiting = dict(EXTENSIONS)
+
+    def find_spec(self, name, path=None, target=None):
+        extension = self.waiting.pop(name, None)
+        if extension is None:
+            return None
+        try:
+            return self._spec_with_extension(name, extension)
+        except Exception as error:
+            _complain(error)
+            return None
+
+    @staticmethod
+    def _spec_with_extension(name, extension):
+        import importlib.util
+        import os
+
+        if os.environ.get("SB3_SOFTAC_NO_STARTUP"):
+            return None
+        spec = importlib.util.find_spec(name)  # the other finders answer: this one no longer waits for the name
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            try:
+                getattr(importlib.import_module("sb3_softac.zoo"), extension)(module)
+            except Exception as error:
+                _complain(error)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _complain(error):
+    sys.stderr.write(f"sb3-softac could not register itself with RL Zoo: {error!r}\n")
+
+
+sys.meta_path.insert(0, Finder())
