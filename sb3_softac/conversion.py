@@ -17,16 +17,45 @@ from sb3_softac.temperature import LearnedTemperature, LogTemperature, Temperatu
 
 Tensors = dict[str, th.Tensor]
 
-SAME_NAME = (
-    "learning_rate buffer_size learning_starts batch_size tau gamma train_freq gradient_steps action_noise "
-    "optimize_memory_usage n_steps ent_coef target_update_interval use_sde sde_sample_freq use_sde_at_warmup "
-    "tensorboard_log verbose seed device"
-).split()
+#: arguments that SAC keeps in attributes of the same name
+SAME_NAME = [
+    "learning_rate",
+    "buffer_size",
+    "learning_starts",
+    "batch_size",
+    "tau",
+    "gamma",
+    "train_freq",
+    "gradient_steps",
+    "action_noise",
+    "optimize_memory_usage",
+    "n_steps",
+    "ent_coef",
+    "target_update_interval",
+    "use_sde",
+    "sde_sample_freq",
+    "use_sde_at_warmup",
+    "tensorboard_log",
+    "verbose",
+    "seed",
+    "device",
+]
 
-COUNTERS = (
-    "num_timesteps _total_timesteps _num_timesteps_at_start _episode_num _n_updates _current_progress_remaining start_time "
-    "_last_obs _last_original_obs _last_episode_starts ep_info_buffer ep_success_buffer"
-).split()
+#: what a run has counted and collected so far
+PROGRESS = [
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+    "start_time",
+    "_last_obs",
+    "_last_original_obs",
+    "_last_episode_starts",
+    "ep_info_buffer",
+    "ep_success_buffer",
+]
 
 
 def sac_arguments(sac: SAC) -> dict[str, Any]:

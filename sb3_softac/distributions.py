@@ -24,6 +24,17 @@ def log_det_tanh(pre_tanh: th.Tensor) -> th.Tensor:
     return 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
 
 
+def squashed_log_density(noise: th.Tensor, log_std: th.Tensor, pre_tanh: th.Tensor) -> th.Tensor:
+    """log π(ã|s) = Σ_j [−½ε_j² − log σ_j − ½ log 2π − log(1 − tanh²u_j)] (1812.05905, appendix C).
+
+    :param noise: ε = (u − μ)/σ, (B, A)
+    :param log_std: log σ, (B, A) or (A,)
+    :param pre_tanh: u, (B, A)
+    :return: (B,), in nats, in the scaled action space
+    """
+    return (-0.5 * noise.square() - log_std - HALF_LOG_2PI - log_det_tanh(pre_tanh)).sum(dim=1)
+
+
 class SquashedGaussian(SquashedDiagGaussianDistribution):
     """ã = tanh(μ + σ·ε) with ε ~ N(0, I), in the scaled action space [−1, 1]^A.
 
@@ -47,8 +58,6 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
     def log_prob_from_params(self, mean_actions: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Sample ã by reparametrisation and evaluate its own log-density at the same ε.
 
-        log π(ã|s) = Σ_j [−½ε_j² − log σ_j − ½ log 2π − log(1 − tanh²u_j)] (1812.05905, appendix C).
-
         :param mean_actions: μ, (B, A)
         :param log_std: log σ, (B, A), or (A,) if it does not depend on the state
         :return: actions (B, A) in [−1, 1] and log-densities (B,), in nats
@@ -56,8 +65,7 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
         self.log_std = log_std.detach()
         noise = th.randn_like(mean_actions)
         pre_tanh = mean_actions + log_std.exp() * noise
-        log_density = -0.5 * noise.square() - log_std - HALF_LOG_2PI - log_det_tanh(pre_tanh)
-        return th.tanh(pre_tanh), log_density.sum(dim=1)
+        return th.tanh(pre_tanh), squashed_log_density(noise, log_std, pre_tanh)
 
 
 class SquashedStateDependentNoise(StateDependentNoiseDistribution):
@@ -74,6 +82,7 @@ class SquashedStateDependentNoise(StateDependentNoiseDistribution):
         :return: actions (B, A) in [−1, 1] and log-densities (B,), in nats
         """
         self.proba_distribution(mean_actions, log_std, latent_sde)
-        pre_tanh = mean_actions + self.get_noise(self._latent_sde)
-        log_density = self.distribution.log_prob(pre_tanh) - log_det_tanh(pre_tanh)
-        return th.tanh(pre_tanh), log_density.sum(dim=1)
+        std = self.distribution.stddev
+        deviation = self.get_noise(self._latent_sde)
+        pre_tanh = mean_actions + deviation
+        return th.tanh(pre_tanh), squashed_log_density(deviation / std, std.log(), pre_tanh)

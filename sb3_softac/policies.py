@@ -42,18 +42,18 @@ class Actor(sb3_policies.Actor):
     :param log_std_mode: ``"state"``: log σ(s) is a head of the network; ``"free"``: one learned vector
     :param log_std_bounds: lowest and highest log σ
     :param log_std_bounding: ``"clamp"``, or ``"tanh"``: lo + ½(hi − lo)(1 + tanh raw)
-    :param log_std_init: initial log σ; None leaves the initialisation of the head (log σ ≈ 0), 0 with ``"free"`` and −3
-        with gSDE
+    :param log_std_init: initial log σ, see ``SoftACPolicy``
     :param weight_init: see ``SoftACPolicy``
     :param final_init_scale: see ``SoftACPolicy``
     :param kwargs: the arguments of SB3's ``Actor``
     """
 
     action_dist: SquashedGaussian | SquashedStateDependentNoise  # type: ignore[assignment]  # SB3 declares no common base
+    log_std: Any  # a linear head, or a parameter
 
     def __init__(
         self,
-        *args: Any,
+        *,
         log_std_mode: LogStdMode = "state",
         log_std_bounds: tuple[float, float] = DEFAULT_LOG_STD_BOUNDS,
         log_std_bounding: LogStdBounding = "clamp",
@@ -62,12 +62,12 @@ class Actor(sb3_policies.Actor):
         final_init_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, log_std_init=-3.0 if log_std_init is None else log_std_init, **kwargs)
+        super().__init__(log_std_init=-3.0 if log_std_init is None else log_std_init, **kwargs)
         self.log_std_mode = log_std_mode
         self.log_std_bounds = log_std_bounds
         self.log_std_bounding = log_std_bounding
         self.init_kwargs = {"log_std_init": log_std_init, "weight_init": weight_init, "final_init_scale": final_init_scale}
-        heads = [self.mu] if self.use_sde else [self.mu, self.log_std]
+        heads: list[nn.Module] = [self.mu] if self.use_sde else [self.mu, self.log_std]
         _initialise_network(self.latent_pi, heads, self.activation_fn, weight_init, final_init_scale)
         action_dim = get_action_dim(self.action_space)
         if self.use_sde:
@@ -81,9 +81,11 @@ class Actor(sb3_policies.Actor):
             self._set_initial_log_std(action_dim, log_std_init)
 
     def _set_initial_log_std(self, action_dim: int, log_std_init: float | None) -> None:
+        low, high = self.log_std_bounds
+        if self.log_std_bounding == "clamp" and log_std_init is None and not low < 0.0 < high:
+            log_std_init = 0.5 * (low + high)  # outside of its bounds a clamped log σ would get no gradient
         raw = 0.0 if log_std_init is None else log_std_init
         if self.log_std_bounding == "tanh" and log_std_init is not None:
-            low, high = self.log_std_bounds
             raw = math.atanh(2.0 * (log_std_init - low) / (high - low) - 1.0)
         if self.log_std_mode == "free":
             del self.log_std
@@ -245,8 +247,8 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         value network (``vf`` by default as ``qf``); default [256, 256]
     :param activation_fn: activation of the hidden layers
     :param use_sde: generalized state-dependent exploration (2005.05719)
-    :param log_std_init: initial log σ, for all states; None leaves the initialisation of the head (log σ ≈ 0), 0 for a
-        state-independent log σ and −3 for gSDE
+    :param log_std_init: initial log σ, for all states. None: a log σ of about 0 with ``"clamp"`` (the middle of the bounds
+        if 0 is outside), the middle of the bounds with ``"tanh"``, −3 for gSDE
     :param use_expln: gSDE only: ``expln`` in place of ``exp``
     :param clip_mean: gSDE only: bound of the mean
     :param features_extractor_class: network that turns observations into features
@@ -401,27 +403,45 @@ MlpPolicy = SoftACPolicy
 class CnnPolicy(SoftACPolicy):
     """``SoftACPolicy`` for images, with SB3's ``NatureCNN``.
 
+    :param observation_space: observation space
+    :param action_space: action space
+    :param lr_schedule: learning rate at construction
     :param features_extractor_class: network that turns observations into features
-    :param args: as ``SoftACPolicy``
     :param kwargs: as ``SoftACPolicy``
     """
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
 
 class MultiInputPolicy(SoftACPolicy):
     """``SoftACPolicy`` for Dict observations, with SB3's ``CombinedExtractor``.
 
+    :param observation_space: observation space
+    :param action_space: action space
+    :param lr_schedule: learning rate at construction
     :param features_extractor_class: network that turns observations into features
-    :param args: as ``SoftACPolicy``
     :param kwargs: as ``SoftACPolicy``
     """
 
     def __init__(
-        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
 
 #: Who passes one of SB3's policy classes gets the same one here.

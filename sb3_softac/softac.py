@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -515,7 +514,8 @@ class SoftAC(OffPolicyAlgorithm):
     def _update_targets(self) -> None:
         """θ̄ ← τθ + (1 − τ)θ̄."""
         online, target = (self.value_net, self.value_net_target) if self.value_network else (self.critic, self.critic_target)
-        assert online is not None and target is not None
+        assert online is not None
+        assert target is not None
         polyak_update(online.parameters(), target.parameters(), self.tau)
         # Batch normalisation's statistics are averages already, see SB3's issue 996.
         statistics = ["running_"]
@@ -614,7 +614,7 @@ class SoftAC(OffPolicyAlgorithm):
             unfinished.unlink(missing_ok=True)
 
     @classmethod
-    def load(  # type: ignore[override]  # SB3 types the class with a type variable of its own
+    def load(
         cls: type[SelfSoftAC],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
@@ -709,7 +709,7 @@ class SoftAC(OffPolicyAlgorithm):
             model._refuse_other_discount(model.replay_buffer)
         conversion.copy_networks(sac, model.policy)
         conversion.copy_temperature(sac, model.temperature)
-        model.__dict__.update({name: getattr(sac, name) for name in conversion.COUNTERS})
+        model.__dict__.update({name: getattr(sac, name) for name in conversion.PROGRESS})
         if sac._custom_logger:
             model.set_logger(sac.logger)
         return model

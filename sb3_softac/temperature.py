@@ -6,8 +6,10 @@ Reference: 1812.05905, section 5.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
@@ -64,7 +66,6 @@ class FixedTemperature(Temperature):
 class LearnedTemperature(Temperature):
     """An α that drives the entropy Ĥ = −mean log π towards a target H̄: it grows while Ĥ is below H̄.
 
-    :param initial: α before the first update
     :param maximum: upper bound of α, or None
     :param target_entropy: H̄, in nats
     :param schedule: learning rate as a function of the remaining progress
@@ -72,9 +73,9 @@ class LearnedTemperature(Temperature):
 
     optimizer: th.optim.Optimizer
 
-    def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
+    def __init__(self, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__()
-        self.maximum = maximum
+        self.maximum = None if maximum is None else _round_down(maximum)
         self.target_entropy = target_entropy
         self.schedule = schedule
 
@@ -113,7 +114,7 @@ class DualTemperature(LearnedTemperature):
     """
 
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
-        super().__init__(initial, maximum, target_entropy, schedule)
+        super().__init__(maximum, target_entropy, schedule)
         self.ent_coef = nn.Parameter(th.tensor(float(initial)))
         self.optimizer = th.optim.SGD(self.parameters(), lr=float(schedule(1.0)))
 
@@ -137,13 +138,15 @@ class LogTemperature(LearnedTemperature):
     """Adam on log α with the loss −log α · mean(log π + H̄), as in SB3 and SBX."""
 
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
-        super().__init__(initial, maximum, target_entropy, schedule)
+        super().__init__(maximum, target_entropy, schedule)
         self.log_ent_coef = nn.Parameter(th.tensor(math.log(initial)))
         self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)))
 
     @property
     def value(self) -> th.Tensor:
-        return self.log_ent_coef.detach().exp()
+        # exp(log x) may round to more than x.
+        value = self.log_ent_coef.detach().exp()
+        return value if self.maximum is None else value.clamp(max=self.maximum)
 
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         return losses.log_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
@@ -165,19 +168,31 @@ class ExpTemperature(LogTemperature):
         return losses.exp_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
 
 
-LEARNED: dict[str, type[LearnedTemperature]] = {"dual": DualTemperature, "log": LogTemperature, "exp": ExpTemperature}
+#: (initial α, maximum, H̄, schedule) → temperature
+LEARNED: dict[TemperatureUpdate, Callable[[float, float | None, float, Schedule], LearnedTemperature]] = {
+    "dual": DualTemperature,
+    "log": LogTemperature,
+    "exp": ExpTemperature,
+}
+
+
+def _round_down(value: float) -> float:
+    """The largest float32 that is not above ``value``, so that a bound holds for the stored α as well."""
+    rounded = np.float32(value)
+    return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(0.0)))
 
 
 def _initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
     """The x of "auto_x", 1 for "auto"."""
     prefix, _, text = ent_coef.partition("_")
     try:
-        initial = float(text) if "_" in ent_coef else 1.0
+        initial = 1.0 if ent_coef == "auto" else float(text)
     except ValueError:
         initial = math.nan
     # Only dual ascent can leave 0: log α would start at −∞.
     lowest_allowed = initial >= 0.0 if update == "dual" else initial > 0.0
-    if prefix != "auto" or not (math.isfinite(initial) and lowest_allowed):
+    # float() would take "1_2" for 12.
+    if prefix != "auto" or "_" in text or not (math.isfinite(initial) and lowest_allowed):
         raise ValueError(
             f"`ent_coef` is {ent_coef!r}, but it must be a number, a schedule, 'auto', or 'auto_x' with an initial value x "
             f"{'of at least' if update == 'dual' else 'above'} 0."

@@ -1,0 +1,91 @@
+"""The stacked networks against one network per member."""
+
+import math
+
+import pytest
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_softac.networks import StackedLayerNorm, StackedLinear, StackedMLP, initialise, scale_outputs
+
+
+def evaluate_member(mlp: StackedMLP, member: int, inputs: th.Tensor) -> th.Tensor:
+    """One member, layer by layer, with PyTorch's own functions."""
+    hidden = inputs
+    for layer in [*mlp.hidden, mlp.output]:
+        if isinstance(layer, StackedLinear):
+            hidden = F.linear(hidden, layer.weight[member].T, layer.bias[member, 0])
+        elif isinstance(layer, StackedLayerNorm):
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.weight[member, 0], layer.bias[member, 0])
+        else:
+            hidden = layer(hidden)
+    return hidden.squeeze(-1)
+
+
+@pytest.mark.parametrize("net_arch", [[], [8], [16, 8]])
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("n_members", [1, 3])
+def test_members_are_independent_networks(net_arch: list[int], layer_norm: bool, n_members: int) -> None:
+    mlp = StackedMLP(n_members, 5, net_arch, nn.Tanh, layer_norm)
+    with th.no_grad():
+        for parameter in mlp.parameters():
+            parameter.add_(0.1 * th.randn_like(parameter))
+    inputs = th.randn(7, 5)
+    expected = th.stack([evaluate_member(mlp, i, inputs) for i in range(n_members)])
+    th.testing.assert_close(mlp(inputs), expected)
+    chosen = th.tensor([n_members - 1, 0])
+    th.testing.assert_close(mlp(inputs, chosen), expected[chosen])
+    th.testing.assert_close(mlp(inputs, slice(0, 1)), expected[:1])
+
+
+def test_members_start_as_linear_layers_do() -> None:
+    layer = StackedLinear(500, 16, 16)
+    bound = 1 / math.sqrt(16)
+    for parameter in (layer.weight, layer.bias):
+        assert parameter.abs().max() <= bound
+        assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert not th.equal(layer.weight[0], layer.weight[1])
+
+
+def test_dropout_is_drawn_for_each_member_and_only_in_training() -> None:
+    mlp = StackedMLP(2, 4, [256], nn.ReLU, dropout_rate=0.5)
+    inputs = th.randn(1, 4)
+    assert not th.equal(mlp(inputs), mlp(inputs))
+    dropped = mlp.hidden[1](th.ones(2, 1, 256))
+    assert not th.equal(dropped[0], dropped[1])
+    mlp.eval()
+    assert th.equal(mlp(inputs), mlp(inputs))
+
+
+def test_orthogonal() -> None:
+    mlp, gain = StackedMLP(3, 6, [6], nn.ReLU), 2.0
+    initialise(mlp, "orthogonal", gain)
+    first = mlp.hidden[0]
+    assert isinstance(first, StackedLinear)
+    for weight in first.weight:
+        th.testing.assert_close(weight @ weight.T, gain**2 * th.eye(6), atol=1e-5, rtol=0.0)
+    assert not th.equal(first.weight[0], first.weight[1])
+    assert first.bias.abs().max() == 0.0
+
+
+def test_xavier() -> None:
+    linear = nn.Linear(50, 150)
+    initialise(linear, "xavier")
+    assert linear.weight.abs().max() <= math.sqrt(6 / 200)
+    assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / 200), rel=0.05)
+    assert linear.bias.abs().max() == 0.0
+
+
+def test_default_changes_nothing() -> None:
+    linear = nn.Linear(3, 3)
+    before = linear.weight.clone()
+    initialise(linear, "default")
+    assert th.equal(linear.weight, before)
+
+
+def test_scale_outputs() -> None:
+    linear, inputs = nn.Linear(3, 2), th.randn(4, 3)
+    before = linear(inputs)
+    scale_outputs(linear, 0.01)
+    th.testing.assert_close(linear(inputs), 0.01 * before)
