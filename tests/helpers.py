@@ -78,7 +78,7 @@ class InjectedNoise:
     :param bound: draws are clipped to ±bound
     """
 
-    def __init__(self, seed: int, bound: float = 1.0) -> None:
+    def __init__(self, seed: int, bound: float = 0.6) -> None:
         self.generator = th.Generator().manual_seed(seed)
         self.bound = bound
         self.drawn: list[th.Tensor] = []

