@@ -248,11 +248,11 @@ class SoftAC(OffPolicyAlgorithm):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
+        self._refuse_other_architecture()
         check_action_space(self.action_space)
         arguments = {"automatic_replay_buffer": self._automatic_replay_buffer}
         arguments |= {name: getattr(self, name) for name in _option_names() if hasattr(self, name)}
         self.__dict__.update(check_arguments(arguments, self.observation_space, self.n_envs))
-        self._refuse_other_architecture()
         if self._automatic_replay_buffer:
             # Let SB3 choose again: gamma or n_steps may have changed since the file was saved.
             self.replay_buffer_class = None
@@ -312,6 +312,8 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _refuse_other_architecture(self) -> None:
         """A saved model can be loaded with other options, but not with ones that its weights have no place for."""
+        if "batch_norm_stats" in self.__dict__:  # an attribute of SAC alone
+            raise ValueError("The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)) takes it over.")
         ent_coef = self.ent_coef
         learned = isinstance(ent_coef, str) and ent_coef.startswith("auto")
         built_for = {
@@ -359,7 +361,7 @@ class SoftAC(OffPolicyAlgorithm):
         self: SelfSoftAC,
         total_timesteps: float,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | None = 4,
         tb_log_name: str = "SoftAC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -368,7 +370,7 @@ class SoftAC(OffPolicyAlgorithm):
         return super().learn(
             check_count("total_timesteps", total_timesteps, 0),
             callback=callback,
-            log_interval=log_interval,
+            log_interval=cast(int, log_interval),  # None, for no logging by episodes, is missing in SB3's annotation
             tb_log_name=tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,

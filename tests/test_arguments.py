@@ -1,0 +1,301 @@
+"""Bad input: one clear ValueError each, at construction, before any environment step."""
+
+from inspect import Parameter, signature
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from stable_baselines3.sac import policies as sb3_policies
+
+from sb3_softac import CnnPolicy, MultiInputPolicy, SoftAC, SoftACPolicy
+from tests.helpers import RandomEnv, make_model
+
+NOISE = NormalActionNoise(np.zeros(2), np.ones(2))
+
+ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
+    ("learning_rate", -1e-3),
+    ("learning_rate", float("nan")),
+    ("learning_rate", "lin_"),
+    ("learning_rate", None),
+    ("actor_learning_rate", "cos_1e-3"),
+    ("critic_learning_rate", float("inf")),
+    ("ent_coef_learning_rate", -1.0),
+    ("buffer_size", 0),
+    ("buffer_size", 1.5),
+    ("learning_starts", -1),
+    ("random_steps", -1),
+    ("batch_size", 0),
+    ("tau", -0.1),
+    ("tau", 1.1),
+    ("tau", float("nan")),
+    ("gamma", 1.01),
+    ("gamma", -0.01),
+    ("gamma", "high"),
+    ("train_freq", 0),
+    ("train_freq", (1, "epoch")),
+    ("train_freq", (0, "episode")),
+    ("gradient_steps", -2),
+    ("n_steps", 0),
+    ("ent_coef", "auto_x"),
+    ("ent_coef", -0.1),
+    ("ent_coef", "high"),
+    ("target_update_interval", 0),
+    ("target_entropy", "high"),
+    ("target_entropy", float("inf")),
+    ("stats_window_size", 0),
+    ("actor_q", "max"),
+    ("target_q", "max"),
+    ("target_q", "target_min"),
+    ("target_subset", 0),
+    ("target_subset", 3),
+    ("ent_coef_update", "adam"),
+    ("ent_coef_max", 0.0),
+    ("ent_coef_max", float("nan")),
+    ("policy_delay", 0),
+    ("policy_delay", 1.5),
+    ("reward_scale", 0.0),
+    ("reward_scale", float("inf")),
+    ("max_grad_norm", 0.0),
+    ("value_network", "yes"),
+    ("use_sde", 1),
+]
+
+ONE_BAD_POLICY_ARGUMENT: list[tuple[str, Any]] = [
+    ("n_critics", 0),
+    ("log_std_mode", "constant"),
+    ("log_std_bounds", (2.0, -20.0)),
+    ("log_std_bounds", (1.0, 1.0)),
+    ("log_std_bounds", (-1.0,)),
+    ("log_std_bounds", (float("nan"), 1.0)),
+    ("log_std_bounding", "sigmoid"),
+    ("log_std_init", 3.0),
+    ("log_std_init", float("nan")),
+    ("net_arch", [0]),
+    ("net_arch", "big"),
+    ("net_arch", {"pi": [8]}),
+    ("net_arch", {"pi": [8], "qf": [8], "vf": [8]}),
+    ("net_arch", {"pi": [8], "qf": [8], "zf": [8]}),
+    ("dropout_rate", 1.0),
+    ("dropout_rate", -0.1),
+    ("layer_norm", "yes"),
+    ("weight_init", "he"),
+    ("final_init_scale", 0.0),
+    ("use_expln", True),
+    ("clip_mean", 1.0),
+]
+
+CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("actor_q", {"actor_q": "target_min", "value_network": True}),
+    ("value_learning_rate", {"value_learning_rate": 1e-3}),
+    ("ent_coef_update", {"ent_coef": 0.2, "ent_coef_update": "log"}),
+    ("ent_coef_max", {"ent_coef": 0.2, "ent_coef_max": 1.0}),
+    ("ent_coef_learning_rate", {"ent_coef": "lin_0.2", "ent_coef_learning_rate": 1e-3}),
+    ("target_entropy", {"ent_coef": 0.2, "target_entropy": -1.0}),
+    ("ent_coef", {"ent_coef": "auto_2", "ent_coef_max": 1.0}),
+    ("ent_coef", {"ent_coef": "auto_0", "ent_coef_update": "log"}),
+    ("action_noise", {"use_sde": True, "action_noise": NOISE}),
+    ("use_sde_at_warmup", {"use_sde_at_warmup": True}),
+    ("sde_sample_freq", {"sde_sample_freq": 4}),
+    ("random_steps", {"use_sde": True, "use_sde_at_warmup": True, "random_steps": 10}),
+    ("log_std_mode", {"use_sde": True, "policy_kwargs": {"log_std_mode": "free"}}),
+    ("log_std_bounds", {"use_sde": True, "policy_kwargs": {"log_std_bounds": (-5, 2)}}),
+    ("log_std_bounding", {"use_sde": True, "policy_kwargs": {"log_std_bounding": "tanh"}}),
+    ("log_std_init", {"policy_kwargs": {"log_std_init": -5.0, "log_std_bounds": (-5, 2), "log_std_bounding": "tanh"}}),
+    ("n_steps", {"n_steps": 3, "replay_buffer_class": NStepReplayBuffer}),
+    ("n_steps", {"n_steps": 3, "optimize_memory_usage": True}),
+    ("replay_buffer_kwargs", {"n_steps": 3, "replay_buffer_kwargs": {"gamma": 0.9}}),
+    ("gamma", {"gamma": 0.9, "replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"gamma": 0.99}}),
+    ("policy_kwargs", {"policy_kwargs": {"value_network": True}}),
+]
+
+
+class NeverStepped(RandomEnv):
+    def step(self, action: Any) -> Any:
+        raise AssertionError("an environment step was made")
+
+
+@pytest.mark.parametrize(("name", "value"), ONE_BAD_ARGUMENT)
+def test_bad_argument(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}(\(1\.0\))?` is "):
+        make_model(env=NeverStepped(), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), ONE_BAD_POLICY_ARGUMENT)
+def test_bad_policy_argument(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"`{name}(\[.*\])?` is "):
+        make_model(env=NeverStepped(), policy_kwargs={name: value})
+
+
+@pytest.mark.parametrize(("name", "kwargs"), CONTRADICTIONS)
+def test_contradiction(name: str, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        make_model(env=NeverStepped(), **kwargs)
+
+
+def test_a_message_names_argument_value_and_allowed_values() -> None:
+    with pytest.raises(ValueError, match=r"^`tau` is 2, but it must be a finite number and at least 0 and at most 1\.$"):
+        make_model(tau=2)
+    with pytest.raises(
+        ValueError, match=r"^`actor_q` is 'max', but it must be one of 'min', 'mean', 'first', 'target_min'\.$"
+    ):
+        make_model(actor_q="max")
+
+
+def test_her_has_no_n_step_returns() -> None:
+    with pytest.raises(ValueError, match="`n_steps` is 3, but it must be 1 with a `replay_buffer_class`"):
+        make_model(n_steps=3, replay_buffer_class=HerReplayBuffer)
+
+
+class SpaceEnv(RandomEnv):
+    def __init__(self, action_space: Any = None, observation_space: Any = None) -> None:
+        super().__init__()
+        self.action_space = action_space or self.action_space
+        self.observation_space = observation_space or self.observation_space
+
+
+DICT = spaces.Dict({"a": spaces.Box(-1.0, 1.0, (2,))})
+
+
+@pytest.mark.parametrize("kwargs", [{"n_steps": 3}, {"optimize_memory_usage": True}])
+def test_what_dict_observations_do_not_have(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}` is .* with Dict observations"):
+        SoftAC("MultiInputPolicy", SpaceEnv(observation_space=DICT), **kwargs)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)])
+def test_other_action_spaces(space: Any) -> None:
+    with pytest.raises(ValueError, match=r"The action space is .*SoftAC supports spaces.Box only"):
+        SoftAC("MlpPolicy", SpaceEnv(space))
+
+
+@pytest.mark.parametrize("bound", [np.inf, 3e38])
+def test_unbounded_actions(bound: float) -> None:
+    """±3e38 is finite, but high − low overflows, and SB3 would send ``inf`` to the environment."""
+    with pytest.raises(ValueError, match="infinite bounds, or bounds so wide"):
+        SoftAC("MlpPolicy", SpaceEnv(spaces.Box(-bound, bound, (2,))))
+
+
+def test_an_empty_interval() -> None:
+    with pytest.raises(ValueError, match="upper bound that is not above"):
+        SoftAC("MlpPolicy", SpaceEnv(spaces.Box(np.zeros(2, np.float32), np.array([1, 0], np.float32))))
+
+
+def test_episodes_need_one_environment() -> None:
+    with pytest.raises(ValueError, match=r"`train_freq` is .* with several environments \(here 2\)"):
+        SoftAC("MlpPolicy", make_vec_env(RandomEnv, n_envs=2), train_freq=(1, "episode"))
+
+
+@pytest.mark.parametrize("policy", ["LstmPolicy", dict, 3])
+def test_unknown_policy(policy: Any) -> None:
+    with pytest.raises(ValueError, match=r"`policy` is .* 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy'"):
+        SoftAC(policy, RandomEnv())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (sb3_policies.MlpPolicy, SoftACPolicy),
+        (sb3_policies.CnnPolicy, CnnPolicy),
+        (sb3_policies.MultiInputPolicy, MultiInputPolicy),
+    ],
+)
+def test_sb3_policy_classes_mean_ours(theirs: Any, ours: Any) -> None:
+    assert SoftAC._resolve_policy(theirs) is ours
+
+
+def test_integers_may_be_written_as_floats() -> None:
+    model = make_model(buffer_size=1e3, learning_starts=1e2, batch_size=np.int64(32), random_steps=5e1)
+    assert (model.buffer_size, model.learning_starts, model.batch_size, model.random_steps) == (1000, 100, 32, 50)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.buffer_size == 1000
+
+
+def test_users_dicts_are_not_mutated() -> None:
+    policy_kwargs: dict[str, Any] = {"net_arch": [8]}
+    replay_buffer_kwargs: dict[str, Any] = {}
+    make_model(n_steps=3, policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+    assert policy_kwargs == {"net_arch": [8]}
+    assert replay_buffer_kwargs == {}
+
+
+def test_the_signature_starts_as_that_of_sac() -> None:
+    """Same names, same order, same defaults; ours are keyword-only."""
+    theirs = list(signature(SAC.__init__).parameters.values())
+    ours = list(signature(SoftAC.__init__).parameters.values())
+    assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
+    assert all(p.kind is Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+class BadEnv(RandomEnv):
+    """Returns one non-finite value at step 17 (the second step of an episode), or at an episode's end (step 20)."""
+
+    def __init__(self, what: str, value: float) -> None:
+        super().__init__()
+        self.what, self.value, self.total = what, value, 0
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.total += 1
+        if self.total == 17 and self.what == "reward":
+            reward = self.value
+        if (self.total, self.what) in {(17, "observation"), (20, "terminal observation")}:
+            observation[1] = self.value
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("what", "step"), [("reward", 17), ("observation", 17), ("terminal observation", 20)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_non_finite_values_stop_the_training(what: str, step: int, value: float, normalize: bool) -> None:
+    if normalize and what == "terminal observation" and np.isinf(value):
+        pytest.skip("VecNormalize clips an infinite terminal observation to a finite one before SoftAC sees it")
+    env: Any = make_vec_env(lambda: BadEnv(what, value), n_envs=1, seed=0)
+    model = make_model(env=VecNormalize(env) if normalize else env, learning_starts=5)
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(ValueError, match=rf"stopped at step {step}: the environment returned a non-finite {what} \({value}\)"),
+    ):
+        model.learn(100)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    assert buffer.pos == step - 1
+    for stored in (buffer.observations, buffer.next_observations, buffer.rewards):
+        assert np.isfinite(stored).all()
+
+
+def test_a_non_finite_first_observation() -> None:
+    class BadReset(RandomEnv):
+        def reset(self, **kwargs: Any) -> Any:
+            observation, info = super().reset(**kwargs)
+            return observation * np.nan, info
+
+    with pytest.raises(ValueError, match="stopped at step 0: the environment returned a non-finite observation"):
+        make_model(env=BadReset()).learn(10)
+
+
+def test_non_finite_dict_observations_are_named() -> None:
+    class BadDict(SpaceEnv):
+        def _observe(self) -> Any:
+            return {"a": np.full(2, np.inf, np.float32)}
+
+    with pytest.raises(ValueError, match=r"non-finite observation 'a' \(inf\)"):
+        SoftAC("MultiInputPolicy", BadDict(observation_space=DICT)).learn(10)
+
+
+def test_images_are_not_searched_for_nan() -> None:
+    assert isinstance(RandomEnv(), gym.Env)
+    make_model()._refuse_non_finite("observation", np.zeros(3, np.uint8))
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, float("nan"), "many"])
+def test_learn_needs_a_number_of_steps(steps: Any) -> None:
+    with pytest.raises(ValueError, match="`total_timesteps` is "):
+        make_model().learn(steps)

@@ -1,0 +1,308 @@
+"""Saving and loading: everything that training needs comes back, and nothing else changes on the way."""
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac import SoftAC
+from tests.helpers import SMALL, RandomEnv, assert_same_parameters, fill_buffer, make_model, parameters_of
+from tests.test_host import OPTIONS
+
+
+def seed_everything() -> None:
+    th.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002  # the generator that SB3's buffers draw from
+
+
+@pytest.mark.parametrize("kwargs", OPTIONS)
+def test_training_after_load_equals_training_without_it(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(**kwargs)
+    fill_buffer(model)
+    model.train(5, batch_size=16)
+    model.save(tmp_path / "model.zip")
+    loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), device="cpu")
+    assert_same_parameters(model, loaded)
+    assert loaded._n_updates == 5
+    loaded.replay_buffer = model.replay_buffer
+    loaded.set_logger(model.logger)
+    for either in (model, loaded):
+        seed_everything()
+        either.train(5, batch_size=16)
+    assert_same_parameters(model, loaded)
+
+
+@pytest.mark.parametrize("update", ["dual", "log", "exp"])
+def test_the_temperature_keeps_training_after_load(update: str, tmp_path: Path) -> None:
+    model = make_model(ent_coef_update=update, ent_coef="auto_0.5", learning_rate=1e-2)
+    fill_buffer(model)
+    model.train(5, batch_size=16)
+    saved = model.temperature.value.item()
+    assert saved != pytest.approx(0.5, abs=1e-3)
+    model.save(tmp_path / "model.zip")
+    loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
+    assert loaded.temperature.value.item() == saved
+    loaded.set_logger(model.logger)
+    fill_buffer(loaded)
+    loaded.train(1, batch_size=16)
+    assert loaded.temperature.value.item() != saved
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"value_network": True, "ent_coef_update": "log"}, {"ent_coef": 0.2}])
+def test_set_parameters_and_get_parameters(kwargs: dict[str, Any]) -> None:
+    source, target = make_model(seed=1, **kwargs), make_model(seed=2, **kwargs)
+    fill_buffer(source)
+    source.train(3, batch_size=16)
+    parameters: Any = source.get_parameters()
+    target.set_parameters(parameters)
+    assert_same_parameters(source, target)
+    names = {"policy", "actor.optimizer", "critic.optimizer"}
+    names |= {"value_net.optimizer"} if kwargs.get("value_network") else set()
+    names |= set() if "ent_coef" in kwargs else {"temperature", "temperature.optimizer"}
+    assert set(source.get_parameters()) == names
+
+
+def test_set_parameters_from_a_file(tmp_path: Path) -> None:
+    source, target = make_model(seed=1), make_model(seed=2)
+    source.save(tmp_path / "model.zip")
+    target.set_parameters(str(tmp_path / "model.zip"))
+    assert_same_parameters(source, target)
+    only_the_policy: Any = {"policy": source.policy.state_dict()}
+    with pytest.raises(ValueError, match="Names of parameters do not match"):
+        target.set_parameters(only_the_policy)
+    target.set_parameters(only_the_policy, exact_match=False)
+
+
+class TestFiles:
+    def test_streams(self) -> None:
+        model, stream = make_model(), io.BytesIO()
+        model.save(stream)
+        stream.seek(0)
+        assert_same_parameters(model, SoftAC.load(stream))
+
+    def test_names_as_in_sb3(self, tmp_path: Path) -> None:
+        model = make_model()
+        model.save(tmp_path / "new folder" / "model")
+        model.save(str(tmp_path / "model.pkl"))
+        assert (tmp_path / "new folder" / "model.zip").is_file()
+        assert (tmp_path / "model.pkl").is_file()
+        SoftAC.load(tmp_path / "new folder" / "model")
+
+    def test_a_failed_save_keeps_the_old_file(self, tmp_path: Path) -> None:
+        """SB3 opens the file first, and leaves it empty when an attribute cannot be pickled."""
+        model, path = make_model(), tmp_path / "model.zip"
+        model.save(path)
+        before = path.read_bytes()
+        model.seed = (seed for seed in range(3))  # type: ignore[assignment]  # a generator cannot be pickled
+        with pytest.raises(TypeError, match="pickle"):
+            model.save(path)
+        assert path.read_bytes() == before
+        assert [file.name for file in tmp_path.iterdir()] == ["model.zip"]
+
+    def test_an_interrupted_write_leaves_no_rubbish(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, path = make_model(), tmp_path / "model.zip"
+        model.save(path)
+        before = path.read_bytes()
+
+        def full_disk(self: Path, data: Any) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            model.save(path)
+        assert path.read_bytes() == before
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_include_and_exclude(self, tmp_path: Path) -> None:
+        model = make_model(learning_starts=123)
+        model.save(tmp_path / "model.zip", exclude=["learning_starts"])
+        assert SoftAC.load(tmp_path / "model.zip").learning_starts == 100
+
+
+class TestReplayBuffer:
+    def test_loading_to_act_allocates_none(self, tmp_path: Path) -> None:
+        model = make_model()
+        model.save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip")
+        assert loaded.replay_buffer is None
+        observation = np.zeros(4, np.float32)
+        np.testing.assert_array_equal(
+            loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+        )
+        loaded.set_env(RandomEnv())
+        assert loaded.replay_buffer is not None
+        assert loaded.replay_buffer.buffer_size == 500
+        loaded.learn(5)
+
+    def test_the_same_with_hindsight_experience_replay(self, tmp_path: Path) -> None:
+        env = BitFlippingEnv(n_bits=4, continuous=True)
+        model = SoftAC(
+            "MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, policy_kwargs=SMALL, buffer_size=100, device="cpu"
+        )
+        model.save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip")
+        assert loaded.replay_buffer is None
+        loaded.set_env(env)
+        assert isinstance(loaded.replay_buffer, HerReplayBuffer)
+
+    def test_new_gamma_and_n_steps_reach_it(self, tmp_path: Path) -> None:
+        model = make_model(n_steps=3, gamma=0.9)
+        model.save(tmp_path / "model.zip")
+        model.save_replay_buffer(tmp_path / "buffer.pkl")
+        loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), gamma=0.8, n_steps=5)
+        assert isinstance(loaded.replay_buffer, NStepReplayBuffer)
+        assert (loaded.replay_buffer.gamma, loaded.replay_buffer.n_steps) == (0.8, 5)
+        loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+        assert isinstance(loaded.replay_buffer, NStepReplayBuffer)
+        assert (loaded.replay_buffer.gamma, loaded.replay_buffer.n_steps) == (0.8, 5)
+
+    def test_from_one_step_to_n_steps_and_back(self, tmp_path: Path) -> None:
+        make_model().save(tmp_path / "one.zip")
+        make_model(n_steps=3).save(tmp_path / "three.zip")
+        assert isinstance(SoftAC.load(tmp_path / "one.zip", env=RandomEnv(), n_steps=3).replay_buffer, NStepReplayBuffer)
+        one = SoftAC.load(tmp_path / "three.zip", env=RandomEnv(), n_steps=1)
+        assert not isinstance(one.replay_buffer, NStepReplayBuffer)
+
+    def test_a_buffer_of_the_users_own_must_agree(self, tmp_path: Path) -> None:
+        kwargs = {"n_steps": 3, "gamma": 0.99}
+        make_model(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=kwargs).save(tmp_path / "model.zip")
+        with pytest.raises(ValueError, match=r"`gamma` is 0\.9, but the replay buffer discounts with 0\.99"):
+            SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), gamma=0.9)
+
+    def test_a_one_step_buffer_has_no_n_step_returns(self, tmp_path: Path) -> None:
+        make_model().save_replay_buffer(tmp_path / "buffer.pkl")
+        model = make_model(n_steps=3)
+        before = model.replay_buffer
+        with pytest.raises(ValueError, match="`n_steps` is 3, but the loaded ReplayBuffer has one-step returns"):
+            model.load_replay_buffer(tmp_path / "buffer.pkl")
+        assert model.replay_buffer is before
+
+
+class TestReplacedArguments:
+    def test_learning_rates(self, tmp_path: Path) -> None:
+        make_model(learning_rate=1e-3, actor_learning_rate="lin_1e-3").save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), learning_rate="lin_4e-4", actor_learning_rate=1e-5)
+        loaded.set_logger(make_model().logger)
+        fill_buffer(loaded)
+        loaded._current_progress_remaining = 0.5
+        loaded.train(1, batch_size=8)
+        assert loaded.critic.optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+        assert loaded.actor.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+    def test_a_fixed_temperature(self, tmp_path: Path) -> None:
+        make_model(ent_coef=0.2).save(tmp_path / "model.zip")
+        assert SoftAC.load(tmp_path / "model.zip").temperature.value.item() == pytest.approx(0.2)
+        assert SoftAC.load(tmp_path / "model.zip", ent_coef=0.4).temperature.value.item() == pytest.approx(0.4)
+
+    def test_bounds_and_targets_of_a_learned_temperature(self, tmp_path: Path) -> None:
+        make_model().save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip", target_entropy=-0.5, ent_coef_max=2.0)
+        assert loaded.target_entropy == -0.5
+        assert loaded.temperature.maximum == 2.0
+
+    @pytest.mark.parametrize(
+        ("saved", "replaced"),
+        [
+            ({}, {"value_network": True}),
+            ({}, {"use_sde": True}),
+            ({}, {"ent_coef": 0.2}),
+            ({"ent_coef": 0.2}, {"ent_coef": "auto"}),
+            ({}, {"ent_coef_update": "log"}),
+        ],
+    )
+    def test_what_the_weights_have_no_place_for(self, saved: dict[str, Any], replaced: dict[str, Any], tmp_path: Path) -> None:
+        make_model(**saved).save(tmp_path / "model.zip")
+        (name,) = replaced
+        with pytest.raises(ValueError, match=f"`{name}` is .*, but the saved model needs {name} "):
+            SoftAC.load(tmp_path / "model.zip", **replaced)
+
+    def test_bad_values_are_refused_as_at_construction(self, tmp_path: Path) -> None:
+        make_model().save(tmp_path / "model.zip")
+        with pytest.raises(ValueError, match="`tau` is 2"):
+            SoftAC.load(tmp_path / "model.zip", tau=2)
+        with pytest.raises(ValueError, match="`learning_rat` cannot be replaced at loading: allowed are learning_rate"):
+            SoftAC.load(tmp_path / "model.zip", learning_rat=1e-3)
+        with pytest.raises(ValueError, match="policy kwargs"):
+            SoftAC.load(tmp_path / "model.zip", policy_kwargs={"net_arch": [8]})
+
+    def test_the_saved_policy_kwargs_may_be_repeated(self, tmp_path: Path) -> None:
+        cases: list[dict[str, Any]] = [{}, {"use_sde": True}, {"value_network": True}]
+        for kwargs in cases:
+            make_model(**kwargs).save(tmp_path / "model.zip")
+            SoftAC.load(tmp_path / "model.zip", policy_kwargs=SMALL, **kwargs)
+
+    def test_statistics_window(self, tmp_path: Path) -> None:
+        make_model().save(tmp_path / "model.zip")
+        assert SoftAC.load(tmp_path / "model.zip", stats_window_size=7)._stats_window_size == 7
+
+    def test_custom_objects_as_rl_zoo_passes_them(self, tmp_path: Path) -> None:
+        make_model(learning_rate="lin_1e-3").save(tmp_path / "model.zip")
+        custom = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+        assert SoftAC.load(tmp_path / "model.zip", custom_objects=custom, buffer_size=1).lr_schedule(1.0) == 0.0
+
+
+class TestRandomState:
+    def test_loading_does_not_start_the_random_numbers_again(self, tmp_path: Path) -> None:
+        make_model(seed=3).save(tmp_path / "model.zip")
+        seed_everything()
+        expected = th.rand(1).item(), np.random.rand()  # noqa: NPY002
+        seed_everything()
+        th.rand(1)
+        np.random.rand()  # noqa: NPY002
+        state: Any = np.random.get_state()  # noqa: NPY002
+        SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
+        after: Any = np.random.get_state()  # noqa: NPY002
+        np.testing.assert_array_equal(after[1], state[1])
+        make_model(seed=3)
+        assert (th.rand(1).item(), np.random.rand()) != expected  # noqa: NPY002
+
+    def test_unless_a_seed_is_passed(self, tmp_path: Path) -> None:
+        make_model(seed=3).save(tmp_path / "model.zip")
+        draws = []
+        for _ in range(2):
+            loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), seed=5)
+            draws.append(np.random.rand())  # noqa: NPY002
+            assert loaded.seed == 5
+        assert draws[0] == draws[1]
+
+    def test_the_seed_itself_is_kept(self, tmp_path: Path) -> None:
+        make_model(seed=3).save(tmp_path / "model.zip")
+        assert SoftAC.load(tmp_path / "model.zip").seed == 3
+
+
+def test_a_file_of_sb3_is_pointed_to_from_sb3(tmp_path: Path) -> None:
+    SAC("MlpPolicy", RandomEnv(), policy_kwargs=SMALL, buffer_size=10).save(tmp_path / "sac.zip")
+    with pytest.raises(ValueError, match=r"saved by SB3's SAC: SoftAC\.from_sb3\(SAC\.load\(path\)\)"):
+        SoftAC.load(tmp_path / "sac.zip")
+
+
+def test_a_deep_copy_trains_on_its_own() -> None:
+    model = make_model()
+    fill_buffer(model)
+    model.train(2, batch_size=16)
+    before = {name: value.clone() for name, value in parameters_of(model)}
+    duplicate = copy.deepcopy(model)
+    assert duplicate.actor is duplicate.policy.actor
+    duplicate.train(2, batch_size=16)
+    for name, value in parameters_of(model):
+        assert th.equal(value, before[name])
+    assert not th.equal(dict(parameters_of(duplicate))["policy/actor.mu.weight"], before["policy/actor.mu.weight"])
+
+
+def test_action_noise_and_counters_are_saved(tmp_path: Path) -> None:
+    model = make_model(action_noise=NormalActionNoise(np.zeros(2), np.ones(2)), learning_starts=10, batch_size=8).learn(23)
+    model.save(tmp_path / "model.zip")
+    loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
+    assert (loaded.num_timesteps, loaded._n_updates, loaded._episode_num) == (23, 13, 4)
+    assert isinstance(loaded.action_noise, NormalActionNoise)
+    loaded.learn(7, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 30
