@@ -49,7 +49,7 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     env = model.get_env()
     env.seed(10_000 + seed)
-    returns, _ = evaluate_policy(model, env, n_eval_episodes=10, return_episode_rewards=True)
+    returns: Any = evaluate_policy(model, env, n_eval_episodes=10, return_episode_rewards=True)[0]
     alpha = model.temperature.value if isinstance(model, SoftAC) else model.log_ent_coef.exp()
     return {
         "variant": variant,

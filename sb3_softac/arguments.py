@@ -90,8 +90,6 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
     for name in ("use_sde", "use_sde_at_warmup"):
         check_flag(name, arguments[name])
     if arguments["use_sde"]:
-        if arguments["action_noise"] is not None:
-            _refuse("action_noise", arguments["action_noise"], "None with `use_sde=True`, which explores with its own noise")
         if arguments["use_sde_at_warmup"] and arguments["random_steps"] not in (None, 0):
             _refuse("random_steps", arguments["random_steps"], "None or 0 with `use_sde_at_warmup=True`, which replaces them")
         return

@@ -74,13 +74,20 @@ def sac_arguments(sac: SAC) -> dict[str, Any]:
     if sac.ent_coef_optimizer is not None:
         arguments["ent_coef_update"] = "log"
         arguments["target_entropy"] = sac.target_entropy
+    # SB3 takes any negative number here.
+    arguments["learning_starts"] = max(sac.learning_starts, 0)
+    arguments["gradient_steps"] = max(sac.gradient_steps, -1)
     buffer_kwargs = dict(sac.replay_buffer_kwargs)
-    automatic = {NStepReplayBuffer} if sac.n_steps > 1 else {ReplayBuffer, DictReplayBuffer}
-    if sac.replay_buffer_class in automatic:
-        buffer_kwargs.pop("n_steps", None)
-        buffer_kwargs.pop("gamma", None)
+    chosen_by_sb3: dict[type[ReplayBuffer], dict[str, Any]] = {ReplayBuffer: {}, DictReplayBuffer: {}}
+    if sac.n_steps > 1:
+        chosen_by_sb3 = {NStepReplayBuffer: {"n_steps": sac.n_steps, "gamma": sac.gamma}}
+    added_by_sb3 = chosen_by_sb3.get(sac.replay_buffer_class or ReplayBuffer)
+    if added_by_sb3 is not None and added_by_sb3.items() <= buffer_kwargs.items():
+        for name in added_by_sb3:
+            buffer_kwargs.pop(name)
     else:
         arguments["replay_buffer_class"] = sac.replay_buffer_class
+        arguments["n_steps"] = 1  # which SB3 ignores, with a warning, beside a buffer class of the user's own
     arguments["replay_buffer_kwargs"] = buffer_kwargs
     return arguments
 

@@ -4,6 +4,7 @@ import inspect
 import io
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
@@ -74,7 +75,7 @@ class SoftAC(OffPolicyAlgorithm):
     :param gamma: discount factor, in [0, 1]
     :param train_freq: update every n steps, or ``(n, "step")``, ``(n, "episode")``
     :param gradient_steps: gradient steps per update; −1 for as many as environment steps since the last one
-    :param action_noise: noise added to the sampled actions; refused with gSDE
+    :param action_noise: noise added to the sampled actions, also to those of gSDE
     :param replay_buffer_class: replay buffer, for instance ``HerReplayBuffer``; None selects SB3's by itself
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: SB3's memory-efficient replay buffer
@@ -412,8 +413,10 @@ class SoftAC(OffPolicyAlgorithm):
         if isinstance(values, dict):
             for key, part in values.items():
                 self._refuse_non_finite(f"{cause} {key!r}", part)
-        elif np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            found = np.asarray(values)[~np.isfinite(values)].flat[0]
+            return
+        values = np.asarray(values)  # a terminal observation is whatever the environment returned
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            found = values[~np.isfinite(values)].flat[0]
             raise ValueError(
                 f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} ({found}). "
                 "Nothing of this step was stored in the replay buffer."
@@ -595,7 +598,7 @@ class SoftAC(OffPolicyAlgorithm):
     ) -> None:
         """Save the model in SB3's format. A file that exists is replaced only once the new one is complete.
 
-        :param path: file name (``.zip`` is added if it has no suffix) or a binary stream
+        :param path: file name (``.zip`` is added if it has no suffix; missing folders are made) or a binary stream
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep although they are left out by default
         """
@@ -605,6 +608,9 @@ class SoftAC(OffPolicyAlgorithm):
         path = pathlib.Path(path)
         if path.suffix == "":
             path = path.with_name(f"{path.name}.zip")
+        if path.is_dir():
+            warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=2)
+            path = path.with_name(f"{path.name}_2")
         stream = io.BytesIO()
         super().save(stream, exclude, include)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -669,7 +675,7 @@ class SoftAC(OffPolicyAlgorithm):
         :param truncate_last_traj: with ``HerReplayBuffer``, end the last trajectory
         :raises ValueError: this model needs n-step returns that the buffer cannot compute, or another discount
         """
-        previous = self.replay_buffer
+        previous = getattr(self, "replay_buffer", None)  # `del model.replay_buffer` frees memory before loading
         super().load_replay_buffer(path, truncate_last_traj)
         buffer = self.replay_buffer
         try:

@@ -10,15 +10,12 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac import policies as sb3_policies
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftAC, SoftACPolicy
 from tests.helpers import RandomEnv, make_model
-
-NOISE = NormalActionNoise(np.zeros(2), np.ones(2))
 
 ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
     ("learning_rate", -1e-3),
@@ -101,7 +98,6 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("target_entropy", {"ent_coef": 0.2, "target_entropy": -1.0}),
     ("ent_coef", {"ent_coef": "auto_2", "ent_coef_max": 1.0}),
     ("ent_coef", {"ent_coef": "auto_0", "ent_coef_update": "log"}),
-    ("action_noise", {"use_sde": True, "action_noise": NOISE}),
     ("use_sde_at_warmup", {"use_sde_at_warmup": True}),
     ("sde_sample_freq", {"sde_sample_freq": 4}),
     ("random_steps", {"use_sde": True, "use_sde_at_warmup": True, "random_steps": 10}),
@@ -279,6 +275,16 @@ def test_a_non_finite_first_observation() -> None:
 
     with pytest.raises(ValueError, match="stopped at step 0: the environment returned a non-finite observation"):
         make_model(env=BadReset()).learn(10)
+
+
+def test_terminal_observations_may_be_plain_python() -> None:
+    """SB3's DummyVecEnv passes on what the environment returned: a number or a list."""
+
+    class Plain(SpaceEnv):
+        def _observe(self) -> Any:
+            return 2
+
+    assert SoftAC("MlpPolicy", Plain(observation_space=spaces.Discrete(4)), device="cpu").learn(12).num_timesteps == 12
 
 
 def test_non_finite_dict_observations_are_named() -> None:

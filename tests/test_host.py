@@ -240,12 +240,13 @@ class TestExploration:
         model.actor.reset_noise()
         assert not np.array_equal(model.predict(observation)[0], first)
 
+    @pytest.mark.parametrize("use_sde", [False, True])
     @pytest.mark.parametrize("n_envs", [1, 3])
-    def test_action_noise(self, n_envs: int) -> None:
-        """Noise of standard deviation 0 and mean 5 drives every scaled action to its bound."""
+    def test_action_noise(self, n_envs: int, use_sde: bool) -> None:
+        """Noise of standard deviation 0 and mean 5 drives every scaled action to its bound; as in SB3, also with gSDE."""
         noise: ActionNoise = NormalActionNoise(np.full(2, 5.0), np.zeros(2))
         env = make_vec_env(RandomEnv, n_envs=n_envs)
-        model = make_model(env=env, action_noise=noise, learning_starts=10, batch_size=8).learn(30)
+        model = make_model(env=env, action_noise=noise, use_sde=use_sde, learning_starts=10, batch_size=8).learn(30)
         assert model.replay_buffer is not None
         np.testing.assert_array_equal(model.replay_buffer.actions[: 30 // n_envs], 1.0)
 

@@ -97,6 +97,12 @@ class TestFiles:
         assert (tmp_path / "model.pkl").is_file()
         SoftAC.load(tmp_path / "new folder" / "model")
 
+    def test_a_folder_of_that_name(self, tmp_path: Path) -> None:
+        (tmp_path / "model.zip").mkdir()
+        with pytest.warns(UserWarning, match="is a folder. Will save instead to"):
+            make_model().save(tmp_path / "model")
+        SoftAC.load(tmp_path / "model.zip_2")
+
     def test_a_failed_save_keeps_the_old_file(self, tmp_path: Path) -> None:
         """SB3 opens the file first, and leaves it empty when an attribute cannot be pickled."""
         model, path = make_model(), tmp_path / "model.zip"
@@ -161,6 +167,7 @@ class TestReplayBuffer:
         loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), gamma=0.8, n_steps=5)
         assert isinstance(loaded.replay_buffer, NStepReplayBuffer)
         assert (loaded.replay_buffer.gamma, loaded.replay_buffer.n_steps) == (0.8, 5)
+        del loaded.replay_buffer  # frees its memory first, as SB3's users do
         loaded.load_replay_buffer(tmp_path / "buffer.pkl")
         assert isinstance(loaded.replay_buffer, NStepReplayBuffer)
         assert (loaded.replay_buffer.gamma, loaded.replay_buffer.n_steps) == (0.8, 5)

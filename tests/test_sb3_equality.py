@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from torch import nn
@@ -154,6 +155,15 @@ class TestFromSB3:
     def test_a_temperature_can_be_fixed(self) -> None:
         model = SoftAC.from_sb3(make_sac(), ent_coef=0.3)
         assert model.temperature.value.item() == pytest.approx(0.3)
+
+    def test_what_sb3_lets_pass_is_put_right(self) -> None:
+        kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 2}}
+        with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+            sac = make_sac(n_steps=3, learning_starts=-1, gradient_steps=-5, **kwargs)
+        model = SoftAC.from_sb3(sac)
+        assert (model.n_steps, model.learning_starts, model.gradient_steps) == (1, 0, -1)
+        assert isinstance(model.replay_buffer, NStepReplayBuffer)
+        assert model.replay_buffer.n_steps == 2
 
     def test_without_an_environment(self, tmp_path: Any) -> None:
         sac = make_sac()

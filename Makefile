@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make train` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: train test check format clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Pendulum-v1 through RL Zoo, then the final evaluation and the learning curve.
+train: .venv/installed
+	$(BIN)/python -m rl_zoo3.train --algo softac --env Pendulum-v1 --seed 1 \
+		--eval-freq 1000 --eval-episodes 10 --log-interval -2 --progress
+	$(BIN)/python examples/learning_curve.py --env Pendulum-v1
+
+test: .venv/installed
+	$(BIN)/pytest -n 2
+
+# The quality gate.
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
