@@ -64,9 +64,7 @@ def sac_arguments(sac: SAC) -> dict[str, Any]:
     arguments["policy"] = sac.policy_class
     arguments["stats_window_size"] = sac._stats_window_size
     arguments["policy_kwargs"] = dict(sac.policy_kwargs)
-    if sac.use_sde:
-        arguments["policy_kwargs"].setdefault("log_std_init", -3.0)
-    else:
+    if not sac.use_sde:
         for ignored_by_sb3 in ("log_std_init", "use_expln", "clip_mean"):
             arguments["policy_kwargs"].pop(ignored_by_sb3, None)
         arguments["sde_sample_freq"] = -1

@@ -1,7 +1,7 @@
 """Actor, critics, value network and their targets, as an SB3 policy."""
 
 import math
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -251,7 +251,8 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         if 0 is outside), the middle of the bounds with ``"tanh"``, −3 for gSDE
     :param use_expln: gSDE only: ``expln`` in place of ``exp``
     :param clip_mean: gSDE only: bound of the mean
-    :param features_extractor_class: network that turns observations into features
+    :param features_extractor_class: network that turns observations into features; None flattens them (``CnnPolicy``:
+        ``NatureCNN``, ``MultiInputPolicy``: ``CombinedExtractor``)
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer of actor, critics and value network
@@ -275,6 +276,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     critic_target: StackedCritics | None  # type: ignore[assignment]  # None with a value network
     value_net: ValueNetwork | None
     value_net_target: ValueNetwork | None
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     def __init__(
         self,
@@ -287,7 +289,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         log_std_init: float | None = None,
         use_expln: bool = False,
         clip_mean: float = 2.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
@@ -324,7 +326,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
             use_sde=use_sde,
             use_expln=use_expln,
             clip_mean=clip_mean,
-            features_extractor_class=features_extractor_class,
+            features_extractor_class=features_extractor_class or self.default_features_extractor_class,
             # SB3 writes into this dict when images come normalised
             features_extractor_kwargs=dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
@@ -401,47 +403,15 @@ MlpPolicy = SoftACPolicy
 
 
 class CnnPolicy(SoftACPolicy):
-    """``SoftACPolicy`` for images, with SB3's ``NatureCNN``.
+    """``SoftACPolicy`` for images, with SB3's ``NatureCNN``."""
 
-    :param observation_space: observation space
-    :param action_space: action space
-    :param lr_schedule: learning rate at construction
-    :param features_extractor_class: network that turns observations into features
-    :param kwargs: as ``SoftACPolicy``
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+    default_features_extractor_class = NatureCNN
 
 
 class MultiInputPolicy(SoftACPolicy):
-    """``SoftACPolicy`` for Dict observations, with SB3's ``CombinedExtractor``.
+    """``SoftACPolicy`` for Dict observations, with SB3's ``CombinedExtractor``."""
 
-    :param observation_space: observation space
-    :param action_space: action space
-    :param lr_schedule: learning rate at construction
-    :param features_extractor_class: network that turns observations into features
-    :param kwargs: as ``SoftACPolicy``
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ) -> None:
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+    default_features_extractor_class = CombinedExtractor
 
 
 #: Who passes one of SB3's policy classes gets the same one here.

@@ -171,7 +171,9 @@ class SoftAC(OffPolicyAlgorithm):
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
     ) -> None:
-        if env is not None:  # `load` builds a model without one
+        if env is None and _init_setup_model:  # `load` builds a model without one, and sets it up later
+            raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
+        if env is not None:
             env = maybe_make_env(env, verbose)
             check_action_space(env.action_space)
         super().__init__(
@@ -245,8 +247,6 @@ class SoftAC(OffPolicyAlgorithm):
             f"`policy` is {policy!r}, but it must be one of {', '.join(map(repr, cls.policy_aliases))} "
             "or a subclass of SoftACPolicy."
         )
-
-    # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
         self._refuse_other_architecture()
@@ -356,8 +356,6 @@ class SoftAC(OffPolicyAlgorithm):
         if self.replay_buffer is None:
             self._allocate_replay_buffer()
 
-    # ------------------------------------------------------- interaction with the environment
-
     def learn(
         self: SelfSoftAC,
         total_timesteps: float,
@@ -421,8 +419,6 @@ class SoftAC(OffPolicyAlgorithm):
                 f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} ({found}). "
                 "Nothing of this step was stored in the replay buffer."
             )
-
-    # ------------------------------------------------------------- training
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do ``gradient_steps`` gradient steps on batches from the replay buffer, and log their means.
@@ -575,8 +571,6 @@ class SoftAC(OffPolicyAlgorithm):
         if isinstance(self.temperature, LearnedTemperature):
             self.logger.record("train/target_entropy", self.temperature.target_entropy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    # ------------------------------------------------------ saving, loading, converting
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]

@@ -179,6 +179,11 @@ def test_unbounded_actions(bound: float) -> None:
         SoftAC("MlpPolicy", SpaceEnv(spaces.Box(-bound, bound, (2,))))
 
 
+def test_no_environment() -> None:
+    with pytest.raises(ValueError, match="`env` is None"):
+        SoftAC("MlpPolicy", None)  # type: ignore[arg-type]  # the mistake under test
+
+
 def test_an_empty_interval() -> None:
     with pytest.raises(ValueError, match="upper bound that is not above"):
         SoftAC("MlpPolicy", SpaceEnv(spaces.Box(np.zeros(2, np.float32), np.array([1, 0], np.float32))))

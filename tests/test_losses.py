@@ -22,18 +22,18 @@ def tensor(values: Any, requires_grad: bool = False) -> th.Tensor:
     return th.tensor(values, dtype=th.float32, requires_grad=requires_grad)
 
 
-def check(actual: th.Tensor, expected: npt.NDArray[np.float64] | np.floating[Any] | float) -> None:
+def assert_close(actual: th.Tensor, expected: npt.NDArray[np.float64] | np.floating[Any] | float) -> None:
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_reduce_critics() -> None:
-    check(losses.reduce_critics(tensor(Q), "min"), Q.min(axis=0))
-    check(losses.reduce_critics(tensor(Q), "mean"), Q.mean(axis=0))
-    check(losses.reduce_critics(tensor(Q), "first"), Q[0])
+    assert_close(losses.reduce_critics(tensor(Q), "min"), Q.min(axis=0))
+    assert_close(losses.reduce_critics(tensor(Q), "mean"), Q.mean(axis=0))
+    assert_close(losses.reduce_critics(tensor(Q), "first"), Q[0])
 
 
 def test_soft_value() -> None:
-    check(losses.soft_value(tensor(Q[0]), tensor(LOG_PROB), tensor(ALPHA)), Q[0] - ALPHA * LOG_PROB)
+    assert_close(losses.soft_value(tensor(Q[0]), tensor(LOG_PROB), tensor(ALPHA)), Q[0] - ALPHA * LOG_PROB)
 
 
 @pytest.mark.parametrize("reward_scale", [1.0, 5.0, -0.5])
@@ -41,28 +41,28 @@ def test_bellman_target(reward_scale: float) -> None:
     target = losses.bellman_target(
         tensor(REWARDS), tensor(DONES), tensor(DISCOUNTS), tensor(NEXT_VALUE, requires_grad=True), reward_scale
     )
-    check(target, reward_scale * REWARDS + DISCOUNTS * (1 - DONES) * NEXT_VALUE)
+    assert_close(target, reward_scale * REWARDS + DISCOUNTS * (1 - DONES) * NEXT_VALUE)
     assert not target.requires_grad
 
 
 def test_critic_loss() -> None:
-    check(losses.critic_loss(tensor(Q), tensor(TARGET)), sum(0.5 * np.mean((q - TARGET) ** 2) for q in Q))
+    assert_close(losses.critic_loss(tensor(Q), tensor(TARGET)), sum(0.5 * np.mean((q - TARGET) ** 2) for q in Q))
 
 
 def test_value_loss() -> None:
-    check(losses.value_loss(tensor(VALUES), tensor(TARGET)), 0.5 * np.mean((VALUES - TARGET) ** 2))
+    assert_close(losses.value_loss(tensor(VALUES), tensor(TARGET)), 0.5 * np.mean((VALUES - TARGET) ** 2))
 
 
 def test_actor_loss() -> None:
-    check(losses.actor_loss(tensor(Q[0]), tensor(LOG_PROB), tensor(ALPHA)), np.mean(ALPHA * LOG_PROB - Q[0]))
+    assert_close(losses.actor_loss(tensor(Q[0]), tensor(LOG_PROB), tensor(ALPHA)), np.mean(ALPHA * LOG_PROB - Q[0]))
 
 
 def test_temperature_losses() -> None:
     entropy_gap = -LOG_PROB.mean() - TARGET_ENTROPY
     log_alpha = np.log(ALPHA)
-    check(losses.dual_temperature_loss(tensor(ALPHA), tensor(LOG_PROB), TARGET_ENTROPY), ALPHA * entropy_gap)
-    check(losses.log_temperature_loss(tensor(log_alpha), tensor(LOG_PROB), TARGET_ENTROPY), log_alpha * entropy_gap)
-    check(losses.exp_temperature_loss(tensor(log_alpha), tensor(LOG_PROB), TARGET_ENTROPY), ALPHA * entropy_gap)
+    assert_close(losses.dual_temperature_loss(tensor(ALPHA), tensor(LOG_PROB), TARGET_ENTROPY), ALPHA * entropy_gap)
+    assert_close(losses.log_temperature_loss(tensor(log_alpha), tensor(LOG_PROB), TARGET_ENTROPY), log_alpha * entropy_gap)
+    assert_close(losses.exp_temperature_loss(tensor(log_alpha), tensor(LOG_PROB), TARGET_ENTROPY), ALPHA * entropy_gap)
 
 
 def test_analytic_gradients() -> None:
@@ -70,15 +70,15 @@ def test_analytic_gradients() -> None:
     entropy_gap = -LOG_PROB.mean() - TARGET_ENTROPY
     alpha, log_alpha = tensor(ALPHA, requires_grad=True), tensor(np.log(ALPHA), requires_grad=True)
     dual = losses.dual_temperature_loss(alpha, tensor(LOG_PROB), TARGET_ENTROPY)
-    check(th.autograd.grad(dual, alpha)[0], entropy_gap)
+    assert_close(th.autograd.grad(dual, alpha)[0], entropy_gap)
     log = losses.log_temperature_loss(log_alpha, tensor(LOG_PROB), TARGET_ENTROPY)
-    check(th.autograd.grad(log, log_alpha)[0], entropy_gap)
+    assert_close(th.autograd.grad(log, log_alpha)[0], entropy_gap)
     exp = losses.exp_temperature_loss(log_alpha, tensor(LOG_PROB), TARGET_ENTROPY)
-    check(th.autograd.grad(exp, log_alpha)[0], ALPHA * entropy_gap)
+    assert_close(th.autograd.grad(exp, log_alpha)[0], ALPHA * entropy_gap)
     q_values = tensor(Q, requires_grad=True)
-    check(th.autograd.grad(losses.critic_loss(q_values, tensor(TARGET)), q_values)[0], (Q - TARGET) / B)
+    assert_close(th.autograd.grad(losses.critic_loss(q_values, tensor(TARGET)), q_values)[0], (Q - TARGET) / B)
     log_prob = tensor(LOG_PROB, requires_grad=True)
-    check(th.autograd.grad(losses.actor_loss(tensor(VALUES), log_prob, alpha), log_prob)[0], np.full(B, ALPHA / B))
+    assert_close(th.autograd.grad(losses.actor_loss(tensor(VALUES), log_prob, alpha), log_prob)[0], np.full(B, ALPHA / B))
 
 
 def test_what_an_equation_holds_constant_gets_no_gradient() -> None:

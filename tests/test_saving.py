@@ -245,7 +245,7 @@ class TestReplacedArguments:
         cases: list[dict[str, Any]] = [{}, {"use_sde": True}, {"value_network": True}]
         for kwargs in cases:
             make_model(**kwargs).save(tmp_path / "model.zip")
-            SoftAC.load(tmp_path / "model.zip", policy_kwargs=SMALL, **kwargs)
+            assert SoftAC.load(tmp_path / "model.zip", policy_kwargs=SMALL, **kwargs).actor.net_arch == SMALL["net_arch"]
 
     def test_statistics_window(self, tmp_path: Path) -> None:
         make_model().save(tmp_path / "model.zip")
