@@ -15,7 +15,7 @@ export PYTHONUNBUFFERED = 1
 # Pendulum-v1 through RL Zoo, then the final evaluation and the learning curve.
 train: .venv/installed
 	$(BIN)/python -m rl_zoo3.train --algo softac --env Pendulum-v1 --seed 1 \
-		--eval-freq 1000 --eval-episodes 10 --log-interval -2 --progress
+		--num-threads 1 --eval-freq 1000 --eval-episodes 10 --log-interval -2 --progress
 	$(BIN)/python examples/learning_curve.py --env Pendulum-v1
 
 test: .venv/installed
