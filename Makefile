@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: train test check format clean
+.PHONY: train test check lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,11 +22,12 @@ test: .venv/installed
 	$(BIN)/pytest -n 2
 
 # The quality gate.
-check: .venv/installed
+check: lint test
+
+lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) test
 
 format: .venv/installed
 	$(BIN)/ruff format .

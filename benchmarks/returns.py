@@ -10,7 +10,6 @@ import argparse
 import csv
 import multiprocessing
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     variant, seed, args = job
     th.set_num_threads(1)
     algorithm, options = VARIANTS[variant]
-    start = time.perf_counter()
     model = algorithm(
         "MlpPolicy",
         args.env,
@@ -46,7 +44,6 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         device="cpu",
         **options,
     ).learn(args.steps)
-    seconds = time.perf_counter() - start
     env = model.get_env()
     env.seed(10_000 + seed)
     returns: Any = evaluate_policy(model, env, n_eval_episodes=10, return_episode_rewards=True)[0]
@@ -60,7 +57,6 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         "seed": seed,
         "return": round(sum(returns) / len(returns), 1),
         "alpha": round(float(alpha), 4),
-        "seconds": round(seconds),
         "sb3_softac": sb3_softac.__version__,
         "stable_baselines3": stable_baselines3.__version__,
         "torch": th.__version__,
