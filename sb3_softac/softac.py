@@ -310,6 +310,12 @@ class SoftAC(OffPolicyAlgorithm):
         self.critic_target = self.policy.critic_target
         self.value_net = self.policy.value_net
         self.value_net_target = self.policy.value_net_target
+        online, target = (self.value_net, self.value_net_target) if self.value_network else (self.critic, self.critic_target)
+        assert online is not None
+        assert target is not None
+        self._tracked = (list(online.parameters()), list(target.parameters()))
+        # Batch normalisation's statistics are averages already, see SB3's issue 996: targets copy them.
+        self._copied = (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
 
     def _refuse_other_architecture(self) -> None:
         """A saved model can be loaded with other options, but not with ones that its weights have no place for."""
@@ -514,13 +520,8 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _update_targets(self) -> None:
         """θ̄ ← τθ + (1 − τ)θ̄."""
-        online, target = (self.value_net, self.value_net_target) if self.value_network else (self.critic, self.critic_target)
-        assert online is not None
-        assert target is not None
-        polyak_update(online.parameters(), target.parameters(), self.tau)
-        # Batch normalisation's statistics are averages already, see SB3's issue 996.
-        statistics = ["running_"]
-        polyak_update(get_parameters_by_name(online, statistics), get_parameters_by_name(target, statistics), 1.0)
+        polyak_update(*self._tracked, self.tau)
+        polyak_update(*self._copied, 1.0)
 
     def _minimise(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> th.Tensor:
         """One step of ``optimizer`` down ``loss``: the one place where gradients enter parameters.
@@ -574,7 +575,8 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
-        return [*super()._excluded_save_params(), *networks, "_own_lr_schedules", "_seed_at_setup"]
+        rebuilt = ["_tracked", "_copied", "_own_lr_schedules", "_seed_at_setup"]
+        return [*super()._excluded_save_params(), *networks, *rebuilt]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]
