@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
 
@@ -64,6 +65,10 @@ def check_action_space(space: spaces.Space[Any]) -> None:
     """
     if not isinstance(space, spaces.Box):
         raise ValueError(f"The action space is {space}, but SoftAC supports spaces.Box only.")
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            f"The action space {space} has dtype {space.dtype}, but continuous actions need a floating-point one."
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         width = space.high - space.low
     if not np.isfinite(width).all():
@@ -76,14 +81,16 @@ def check_action_space(space: spaces.Space[Any]) -> None:
         raise ValueError(f"The action space {space} has an upper bound that is not above its lower bound.")
 
 
-def _check_train_freq(train_freq: Any, n_envs: int) -> None:
+def _check_train_freq(train_freq: Any, n_envs: int) -> tuple[int, Any]:
+    """Return ``train_freq`` as a pair of an int and a unit."""
     frequency, unit = train_freq if isinstance(train_freq, tuple) and len(train_freq) == 2 else (train_freq, "step")
     unit = getattr(unit, "value", unit)
     if unit not in ("step", "episode"):
         _refuse("train_freq", train_freq, "a number of steps, or a pair such as (1, 'step') or (1, 'episode')")
-    check_count("train_freq", frequency, 1)
+    frequency = check_count("train_freq", frequency, 1)
     if unit == "episode" and n_envs > 1:
         _refuse("train_freq", train_freq, f"counted in steps with several environments (here {n_envs})")
+    return frequency, unit
 
 
 def _check_exploration(arguments: Mapping[str, Any]) -> None:
@@ -100,8 +107,17 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
 
 def _check_replay_buffer(arguments: Mapping[str, Any], observation_space: spaces.Space[Any]) -> None:
     dict_observations = isinstance(observation_space, spaces.Dict)
+    buffer_class, automatic = arguments["replay_buffer_class"], arguments["automatic_replay_buffer"]
+    if not automatic and not (isinstance(buffer_class, type) and issubclass(buffer_class, BaseBuffer)):
+        _refuse("replay_buffer_class", buffer_class, "None or a subclass of SB3's ReplayBuffer")
+    if automatic and not {"n_steps", "gamma"}.isdisjoint(arguments["replay_buffer_kwargs"]):
+        _refuse(
+            "replay_buffer_kwargs",
+            arguments["replay_buffer_kwargs"],
+            "without n_steps and gamma where there is no `replay_buffer_class` of your own: both are arguments of SoftAC",
+        )
     if arguments["n_steps"] > 1:
-        if not arguments["automatic_replay_buffer"]:
+        if not automatic:
             _refuse(
                 "n_steps",
                 arguments["n_steps"],
@@ -112,7 +128,7 @@ def _check_replay_buffer(arguments: Mapping[str, Any], observation_space: spaces
             _refuse("n_steps", arguments["n_steps"], "1 with Dict observations, for which SB3 has no n-step buffer")
         if arguments["optimize_memory_usage"]:
             _refuse("n_steps", arguments["n_steps"], "1 with `optimize_memory_usage=True`")
-    if arguments["optimize_memory_usage"] and dict_observations:
+    if arguments["optimize_memory_usage"] and dict_observations and automatic:
         _refuse("optimize_memory_usage", True, "False with Dict observations, for which SB3 has no such buffer")
 
 
@@ -137,14 +153,14 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
 
 
 def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Space[Any], n_envs: int) -> dict[str, Any]:
-    """Check the arguments of ``SoftAC`` that need no network, and return the counts as integers.
+    """Check the arguments of ``SoftAC`` that need no network, and return those that have one normal form in it.
 
     Rates, schedules and ``ent_coef`` are checked where they are parsed, policy arguments in :func:`check_policy_arguments`.
 
     :param arguments: argument values by name; ``automatic_replay_buffer`` tells whether the buffer class was left to SB3
     :param observation_space: of the environment
     :param n_envs: number of environments
-    :return: the integer arguments, as int
+    :return: the integer arguments as int, ``train_freq`` as a pair
     :raises ValueError: a value out of range, or options that contradict each other
     """
     minimum = {
@@ -157,11 +173,11 @@ def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Spac
         "policy_delay": 1,
         "sde_sample_freq": -1,
     }
-    counts = {name: check_count(name, arguments[name], low) for name, low in minimum.items()}
+    normal: dict[str, Any] = {name: check_count(name, arguments[name], low) for name, low in minimum.items()}
     for name, low in (("random_steps", 0), ("target_subset", 1)):
         if arguments[name] is not None:
-            counts[name] = check_count(name, arguments[name], low)
-    _check_train_freq(arguments["train_freq"], n_envs)
+            normal[name] = check_count(name, arguments[name], low)
+    normal["train_freq"] = _check_train_freq(arguments["train_freq"], n_envs)
     for name in ("tau", "gamma"):
         check_real(name, arguments[name], 0.0, 1.0)
     if check_real("reward_scale", arguments["reward_scale"]) == 0.0:
@@ -178,21 +194,19 @@ def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Spac
         _refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
     _check_temperature(arguments)
     _check_exploration(arguments)
-    _check_replay_buffer({**arguments, **counts}, observation_space)
-    return counts
+    _check_replay_buffer({**arguments, **normal}, observation_space)
+    return normal
 
 
-def _check_units(name: str, units: Any) -> None:
+def _check_units(name: str, units: Any) -> list[int]:
     if not isinstance(units, list | tuple):
         _refuse(name, units, "a list of layer sizes")
-    for size in units:
-        check_count(name, size, 1)
+    return [check_count(name, size, 1) for size in units]
 
 
-def _check_net_arch(net_arch: Any, value_network: bool) -> None:
+def _check_net_arch(net_arch: Any, value_network: bool) -> list[int] | dict[str, list[int]]:
     if not isinstance(net_arch, dict):
-        _check_units("net_arch", net_arch)
-        return
+        return _check_units("net_arch", net_arch)
     required, allowed = {"pi", "qf"}, {"pi", "qf", "vf"} if value_network else {"pi", "qf"}
     if not required <= set(net_arch) <= allowed:
         _refuse(
@@ -200,8 +214,7 @@ def _check_net_arch(net_arch: Any, value_network: bool) -> None:
             net_arch,
             "a list, or a dict with the keys 'pi', 'qf' and, with `value_network=True` only, 'vf' (by default as 'qf')",
         )
-    for key, units in net_arch.items():
-        _check_units(f"net_arch[{key!r}]", units)
+    return {key: _check_units(f"net_arch[{key!r}]", units) for key, units in net_arch.items()}
 
 
 def _check_log_std(arguments: Mapping[str, Any]) -> None:
@@ -226,25 +239,30 @@ def _check_log_std(arguments: Mapping[str, Any]) -> None:
             _refuse("log_std_init", init, f"inside `log_std_bounds`={tuple(bounds)}")
 
 
-def check_policy_arguments(arguments: Mapping[str, Any]) -> None:
+def check_policy_arguments(arguments: Mapping[str, Any]) -> tuple[int, list[int] | dict[str, list[int]]]:
     """Check the arguments of ``SoftACPolicy``, which reach it as ``policy_kwargs``.
 
     :param arguments: argument values by name
+    :return: ``n_critics`` and ``net_arch``, with integers
     :raises ValueError: a value out of range, or options that contradict each other
     """
     for name in ("use_sde", "use_expln", "value_network", "layer_norm", "share_features_extractor", "normalize_images"):
         check_flag(name, arguments[name])
-    check_count("n_critics", arguments["n_critics"], 1)
+    n_critics = check_count("n_critics", arguments["n_critics"], 1)
     check_real("dropout_rate", arguments["dropout_rate"], 0.0)
     if arguments["dropout_rate"] >= 1.0:
         _refuse("dropout_rate", arguments["dropout_rate"], "at least 0 and below 1")
     check_choice("weight_init", arguments["weight_init"], ("default", "orthogonal", "xavier"))
     if arguments["final_init_scale"] is not None:
         check_real("final_init_scale", arguments["final_init_scale"], above=0.0)
-    if arguments["net_arch"] is not None:
-        _check_net_arch(arguments["net_arch"], arguments["value_network"])
+    net_arch = _check_net_arch(
+        [256, 256] if arguments["net_arch"] is None else arguments["net_arch"], arguments["value_network"]
+    )
+    if any(True for _ in arguments["activation_fn"]().parameters()):
+        _refuse("activation_fn", arguments["activation_fn"], "without parameters, which all critics would share")
     _check_log_std(arguments)
     if not arguments["use_sde"]:
         for name, default in (("use_expln", False), ("clip_mean", 2.0)):
             if arguments[name] != default:
                 _refuse(name, arguments[name], f"{default} with `use_sde=False`, which would ignore it")
+    return n_critics, net_arch

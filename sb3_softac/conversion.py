@@ -3,6 +3,7 @@
 It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,6 +91,20 @@ def sac_arguments(sac: SAC) -> dict[str, Any]:
     return arguments
 
 
+def refuse_what_is_handed_over(sac: SAC, ours: Mapping[str, Any]) -> None:
+    """Refuse arguments that would be ignored, because what they describe comes with ``sac`` as it is.
+
+    :raises ValueError: an option of the replay buffer, or an initial value for an α that is already learned
+    """
+    if sac.replay_buffer is not None:
+        for name in ("buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage"):
+            if name in ours:
+                raise ValueError(f"`{name}` is {ours[name]!r}, but the replay buffer of `sac` is handed over as it is.")
+    ent_coef = ours.get("ent_coef", sac.ent_coef)
+    if sac.log_ent_coef is not None and str(ent_coef).startswith("auto") and ent_coef != sac.ent_coef:
+        raise ValueError(f"`ent_coef` is {ent_coef!r}, but the learned temperature of `sac` is handed over as it is.")
+
+
 def stack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
     """Rename and stack what belongs to SB3's critics, by parameter name: weights, gradients or optimizer moments.
 
@@ -125,15 +140,20 @@ def _copy_optimizer(
         for name, parameter in _trained_parameters(source, source_optimizer).items()
         if parameter in source_optimizer.state
     }
-    entries = {key for state in states.values() for key in state}
-    moments = {key: convert({name: state[key] for name, state in states.items()}) for key in entries if key != "step"}
-    steps = [state["step"] for state in states.values() if "step" in state]
+    if not states:
+        return
+    # Moments have the shape of their parameter; step counters and the like are the same for all parameters.
+    shapes = {name: parameter.shape for name, parameter in source.named_parameters()}
+    some_name, some_state = next(iter(states.items()))
+    moments = {
+        key: convert({name: state[key] for name, state in states.items()})
+        for key, entry in some_state.items()
+        if isinstance(entry, th.Tensor) and entry.shape == shapes[some_name]
+    }
     for name, parameter in _trained_parameters(target, target_optimizer).items():
-        copied: dict[str, Any] = {key: tensors[name].clone() for key, tensors in moments.items() if name in tensors}
-        if copied and steps:
-            copied["step"] = steps[0].clone() if isinstance(steps[0], th.Tensor) else steps[0]
-        if copied:
-            target_optimizer.state[parameter] = copied
+        copied = {key: copy.deepcopy(entry) for key, entry in some_state.items() if key not in moments}
+        copied |= {key: tensors[name].clone() for key, tensors in moments.items() if name in tensors}
+        target_optimizer.state[parameter] = copied
 
 
 def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:

@@ -82,16 +82,18 @@ class Actor(sb3_policies.Actor):
 
     def _set_initial_log_std(self, action_dim: int, log_std_init: float | None) -> None:
         low, high = self.log_std_bounds
-        if self.log_std_bounding == "clamp" and log_std_init is None and not low < 0.0 < high:
-            log_std_init = 0.5 * (low + high)  # outside of its bounds a clamped log σ would get no gradient
-        raw = 0.0 if log_std_init is None else log_std_init
-        if self.log_std_bounding == "tanh" and log_std_init is not None:
-            raw = math.atanh(2.0 * (log_std_init - low) / (high - low) - 1.0)
+        # Outside of its bounds a clamped log σ would get no gradient.
+        default = 0.0 if low < 0.0 < high else 0.5 * (low + high)
+        raw = default if log_std_init is None else log_std_init
+        if self.log_std_bounding == "tanh":
+            raw = math.atanh(2.0 * (raw - low) / (high - low) - 1.0)
         if self.log_std_mode == "free":
             del self.log_std
             self.log_std = nn.Parameter(th.full((action_dim,), raw))
         elif log_std_init is not None:
             nn.init.zeros_(self.log_std.weight)
+            nn.init.constant_(self.log_std.bias, raw)
+        elif raw != 0.0:
             nn.init.constant_(self.log_std.bias, raw)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -245,10 +247,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     :param lr_schedule: learning rate at construction; ``SoftAC`` sets each network's own rate before it trains
     :param net_arch: units of the hidden layers of all networks, or ``dict(pi=..., qf=..., vf=...)`` for actor, critics and
         value network (``vf`` by default as ``qf``); default [256, 256]
-    :param activation_fn: activation of the hidden layers
+    :param activation_fn: elementwise activation of the hidden layers, without parameters
     :param use_sde: generalized state-dependent exploration (2005.05719)
-    :param log_std_init: initial log σ, for all states. None: a log σ of about 0 with ``"clamp"`` (the middle of the bounds
-        if 0 is outside), the middle of the bounds with ``"tanh"``, −3 for gSDE
+    :param log_std_init: initial log σ, for all states. None: about 0 (about the middle of the bounds if 0 is outside), −3 for
+        gSDE
     :param use_expln: gSDE only: ``expln`` in place of ``exp``
     :param clip_mean: gSDE only: bound of the mean
     :param features_extractor_class: network that turns observations into features; None flattens them (``CnnPolicy``:
@@ -266,7 +268,8 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     :param log_std_bounding: how log σ is kept there: ``"clamp"`` or ``"tanh"``
     :param layer_norm: layer normalisation in the critics' hidden layers
     :param dropout_rate: dropout in the hidden layers of the critics and their targets (2110.02034)
-    :param weight_init: linear layers of all networks: ``"default"`` (PyTorch's), ``"orthogonal"`` or ``"xavier"``
+    :param weight_init: linear layers of all networks behind the features extractor: ``"default"`` (PyTorch's),
+        ``"orthogonal"`` or ``"xavier"``
     :param final_init_scale: factor on the initial weights and biases of all output layers, or None
     :raises ValueError: a value out of range, or options that contradict each other
     """
@@ -306,7 +309,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        check_policy_arguments(locals())
+        n_critics, net_arch = check_policy_arguments(locals())
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}

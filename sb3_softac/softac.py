@@ -19,7 +19,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.common.utils import get_parameters_by_name, polyak_update, update_learning_rate
+from stable_baselines3.common.utils import (
+    check_for_correct_spaces,
+    get_parameters_by_name,
+    polyak_update,
+    update_learning_rate,
+)
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import conversion, losses
@@ -80,7 +85,8 @@ class SoftAC(OffPolicyAlgorithm):
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: SB3's memory-efficient replay buffer
     :param n_steps: steps of the n-step return
-    :param ent_coef: temperature α: a number, a schedule, ``"auto"`` (learned from 1) or ``"auto_0.1"`` (learned from 0.1)
+    :param ent_coef: temperature α, in units of reward per nat: a number, a schedule, ``"auto"`` (learned from 1) or
+        ``"auto_0.1"`` (learned from 0.1)
     :param target_update_interval: gradient steps between two updates of the targets, counted over the whole training
     :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension
     :param use_sde: generalized state-dependent exploration
@@ -97,7 +103,8 @@ class SoftAC(OffPolicyAlgorithm):
     :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
         over the target critics
     :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``
-    :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982)
+    :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982);
+        ``"first"`` is then the first that was drawn
     :param ent_coef_update: how a learned α moves: ``"dual"`` is projected dual ascent on α itself, ``"log"`` SB3's Adam on
         log α, ``"exp"`` softlearning's
     :param ent_coef_max: upper bound of a learned α
@@ -174,8 +181,8 @@ class SoftAC(OffPolicyAlgorithm):
         if env is None and _init_setup_model:  # `load` builds a model without one, and sets it up later
             raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
         if env is not None:
-            env = maybe_make_env(env, verbose)
-            check_action_space(env.action_space)
+            env = self._wrap_env(maybe_make_env(env, verbose), verbose)
+            check_action_space(env.action_space)  # SB3 asserts some of it
         super().__init__(
             self._resolve_policy(policy),
             env,
@@ -225,12 +232,9 @@ class SoftAC(OffPolicyAlgorithm):
         #: what the weights in a saved file were built for; None until they are built
         self._built_for: dict[str, Any] | None = None
         self._seed_at_setup = True
-        if self._automatic_replay_buffer and not {"n_steps", "gamma"}.isdisjoint(self.replay_buffer_kwargs):
-            raise ValueError(
-                f"`replay_buffer_kwargs` is {replay_buffer_kwargs!r}, but without a `replay_buffer_class` of your own "
-                "n_steps and gamma are arguments of SoftAC itself."
-            )
-        if "value_network" in self.policy_kwargs and self.policy_kwargs["value_network"] != value_network:
+        #: whether weights are put in place after the setup, by `load` or `from_sb3`
+        self._weights_follow = False
+        if self.policy_kwargs.get("value_network", value_network) != value_network:
             raise ValueError("`policy_kwargs` contains value_network, but it must be an argument of SoftAC itself.")
         if _init_setup_model:
             self._setup_model()
@@ -252,14 +256,11 @@ class SoftAC(OffPolicyAlgorithm):
         self._refuse_other_architecture()
         check_action_space(self.action_space)
         arguments = {"automatic_replay_buffer": self._automatic_replay_buffer}
-        arguments |= {name: getattr(self, name) for name in _option_names() if hasattr(self, name)}
+        arguments |= {name: getattr(self, name) for name in self._option_names() if hasattr(self, name)}
         self.__dict__.update(check_arguments(arguments, self.observation_space, self.n_envs))
-        if self._automatic_replay_buffer:
-            # Let SB3 choose again: gamma or n_steps may have changed since the file was saved.
-            self.replay_buffer_class = None
-            for chosen_by_sb3 in ("n_steps", "gamma"):
-                self.replay_buffer_kwargs.pop(chosen_by_sb3, None)
-        self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde, "value_network": self.value_network}
+        self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde}
+        if self.value_network:
+            self.policy_kwargs["value_network"] = True
         self._setup_host()
         self._create_aliases()
         self._setup_temperature()
@@ -271,16 +272,20 @@ class SoftAC(OffPolicyAlgorithm):
             self._allocate_replay_buffer()
 
     def _setup_host(self) -> None:
-        """Run SB3's setup, but without two of its effects."""
-        held_buffer, seed = self.replay_buffer, self.seed
+        """Run SB3's setup, but without three of its effects."""
+        held = self.replay_buffer, self.replay_buffer_kwargs, self.seed
         # SB3 allocates a buffer whenever there is none; a model that is loaded only to act needs none.
-        self.replay_buffer = cast(ReplayBuffer, object()) if held_buffer is None else held_buffer
+        self.replay_buffer = cast(ReplayBuffer, object()) if self.replay_buffer is None else self.replay_buffer
+        # SB3 writes n_steps and gamma into the user's dict. They would be saved with it, and outlive a change of either.
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        if self._automatic_replay_buffer:
+            self.replay_buffer_class = None
         # SB3 seeds everything again at `load`, and training would repeat the random numbers of its beginning.
-        self.seed = seed if self._seed_at_setup else None
+        self.seed = self.seed if self._seed_at_setup else None
         try:
             super()._setup_model()
         finally:
-            self.replay_buffer, self.seed = held_buffer, seed
+            self.replay_buffer, self.replay_buffer_kwargs, self.seed = held
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = parse_schedule("learning_rate", self.learning_rate)
@@ -300,6 +305,7 @@ class SoftAC(OffPolicyAlgorithm):
             self.ent_coef_max,
             float(target_entropy),
             self._own_lr_schedules.get("ent_coef", self.lr_schedule),
+            clip_initial=self._weights_follow,
         ).to(self.device)
         if isinstance(self.temperature, LearnedTemperature):
             self.target_entropy = self.temperature.target_entropy
@@ -326,7 +332,7 @@ class SoftAC(OffPolicyAlgorithm):
         built_for = {
             "value_network": self.value_network,
             "use_sde": self.use_sde,
-            "ent_coef": "learned" if learned else "fixed",
+            "ent_coef": ent_coef if learned else "fixed",
             "ent_coef_update": self.ent_coef_update,
         }
         for name, saved in (self._built_for or built_for).items():
@@ -337,6 +343,8 @@ class SoftAC(OffPolicyAlgorithm):
     def _allocate_replay_buffer(self) -> None:
         assert self.replay_buffer_class is not None
         kwargs = dict(self.replay_buffer_kwargs)
+        if self._automatic_replay_buffer and self.n_steps > 1:
+            kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
         if issubclass(self.replay_buffer_class, HerReplayBuffer):
             kwargs["env"] = self.env
         self.replay_buffer = self.replay_buffer_class(
@@ -348,10 +356,14 @@ class SoftAC(OffPolicyAlgorithm):
             optimize_memory_usage=self.optimize_memory_usage,
             **kwargs,
         )
-        self._refuse_other_discount(self.replay_buffer)
+        self._match_returns(self.replay_buffer)
 
-    def _refuse_other_discount(self, replay_buffer: ReplayBuffer) -> None:
-        """A buffer that sums discounted rewards itself must use the discount of the targets."""
+    def _match_returns(self, replay_buffer: ReplayBuffer) -> None:
+        """Make the buffer compute this model's n-step returns, or refuse it."""
+        if self._automatic_replay_buffer and isinstance(replay_buffer, NStepReplayBuffer):
+            replay_buffer.n_steps, replay_buffer.gamma = self.n_steps, self.gamma
+        elif self.n_steps > 1:
+            raise ValueError(f"`n_steps` is {self.n_steps}, but the {type(replay_buffer).__name__} has one-step returns.")
         gamma = getattr(replay_buffer, "gamma", self.gamma)
         if gamma != self.gamma:
             raise ValueError(f"`gamma` is {self.gamma}, but the replay buffer discounts with {gamma}: both must be equal.")
@@ -419,10 +431,16 @@ class SoftAC(OffPolicyAlgorithm):
                 self._refuse_non_finite(f"{cause} {key!r}", part)
             return
         values = np.asarray(values)  # a terminal observation is whatever the environment returned
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            found = values[~np.isfinite(values)].flat[0]
+        if not np.issubdtype(values.dtype, np.floating):
+            return
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32, copy=False))  # as the networks will see them
+        if not finite.all():
+            first = tuple(np.argwhere(~finite)[0])
+            self._last_obs = None  # a next `learn` begins with a reset: the step that is missing must not be bridged
             raise ValueError(
-                f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} ({found}). "
+                f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} "
+                f"({values[first]} at index {list(map(int, first))}). "
                 "Nothing of this step was stored in the replay buffer."
             )
 
@@ -550,12 +568,15 @@ class SoftAC(OffPolicyAlgorithm):
         networks = {"actor": self.actor, "critic": self.critic, "value": self.value_net}
         for name, network in networks.items():
             if network is not None:
-                rate = self._own_lr_schedules.get(name, self.lr_schedule)(progress)
-                update_learning_rate(network.optimizer, check_rate(f"{name}_learning_rate", rate))
+                own = self._own_lr_schedules.get(name)
+                rate = (own or self.lr_schedule)(progress)
+                update_learning_rate(network.optimizer, check_rate(f"{name}_learning_rate" if own else "learning_rate", rate))
         self.temperature.set_progress(progress)
 
     def _record(self, metrics: list[Metrics]) -> None:
         """Log the mean of each metric over one ``train()``; they leave the device here, all at once."""
+        if not metrics:
+            return
         columns: dict[str, list[th.Tensor]] = {}
         for step in metrics:
             for name, value in step.items():
@@ -573,9 +594,35 @@ class SoftAC(OffPolicyAlgorithm):
             self.logger.record("train/target_entropy", self.temperature.target_entropy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    @classmethod
+    def _option_names(cls) -> list[str]:
+        """The constructor arguments, also of a subclass, that ``load`` can replace."""
+        fixed = {"self", "args", "kwargs", "policy", "env", "device", "_init_setup_model"}
+        constructors = [base.__init__ for base in cls.__mro__ if issubclass(base, SoftAC)]
+        names = [name for constructor in reversed(constructors) for name in inspect.signature(constructor).parameters]
+        return [name for name in dict.fromkeys(names) if name not in fixed]
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """As in SB3, and with the temperature; what is loaded is brought below ``ent_coef_max``.
+
+        :param load_path_or_dict: file name, or what ``get_parameters`` returns
+        :param exact_match: refuse anything but the state of every network, optimizer and the temperature
+        :param device: PyTorch device
+        :raises ValueError: unknown or missing names
+        """
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if isinstance(self.temperature, LearnedTemperature):
+            with th.no_grad():
+                self.temperature.project()
+
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
-        rebuilt = ["_tracked", "_copied", "_own_lr_schedules", "_seed_at_setup"]
+        rebuilt = ["_tracked", "_copied", "_own_lr_schedules", "_seed_at_setup", "_weights_follow"]
         return [*super()._excluded_save_params(), *networks, *rebuilt]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -642,15 +689,18 @@ class SoftAC(OffPolicyAlgorithm):
         :param kwargs: constructor arguments that replace the saved ones
         :raises ValueError: unknown argument, or one that the saved weights have no place for
         """
-        unknown = sorted(set(kwargs) - set(_option_names()))
+        unknown = sorted(set(kwargs) - set(cls._option_names()))
         if unknown:
-            raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(_option_names())}.")
+            raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(cls._option_names())}.")
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = check_count("stats_window_size", kwargs.pop("stats_window_size"), 1)
         if "policy_kwargs" in kwargs:
             # SB3 compares them with the saved ones, which hold these two as well.
-            implied = {name: kwargs.get(name, False) for name in ("use_sde", "value_network")}
-            kwargs["policy_kwargs"] = implied | kwargs["policy_kwargs"]
+            implied = {"use_sde": kwargs.get("use_sde", False)}
+            implied |= {"value_network": True} if kwargs.get("value_network") else {}
+            kwargs["policy_kwargs"] = implied | (kwargs["policy_kwargs"] or {})
+        if "replay_buffer_kwargs" in kwargs:
+            kwargs["replay_buffer_kwargs"] = dict(kwargs["replay_buffer_kwargs"] or {})
         if "replay_buffer_class" in kwargs:
             kwargs["_automatic_replay_buffer"] = kwargs["replay_buffer_class"] is None
         return super().load(
@@ -661,6 +711,7 @@ class SoftAC(OffPolicyAlgorithm):
             print_system_info=print_system_info,
             force_reset=force_reset,
             _seed_at_setup="seed" in kwargs,
+            _weights_follow=True,
             **kwargs,
         )
 
@@ -673,14 +724,9 @@ class SoftAC(OffPolicyAlgorithm):
         """
         previous = getattr(self, "replay_buffer", None)  # `del model.replay_buffer` frees memory before loading
         super().load_replay_buffer(path, truncate_last_traj)
-        buffer = self.replay_buffer
+        assert self.replay_buffer is not None
         try:
-            assert buffer is not None
-            if self._automatic_replay_buffer and isinstance(buffer, NStepReplayBuffer):
-                buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
-            elif self.n_steps > 1:
-                raise ValueError(f"`n_steps` is {self.n_steps}, but the loaded {type(buffer).__name__} has one-step returns.")
-            self._refuse_other_discount(buffer)
+            self._match_returns(self.replay_buffer)
         except ValueError:
             self.replay_buffer = previous
             raise
@@ -694,32 +740,34 @@ class SoftAC(OffPolicyAlgorithm):
 
         :param sac: the model
         :param ours: arguments of ``SoftAC`` that replace those of ``sac``
-        :raises ValueError: ``sac`` is no SB3 ``SAC``, or has no weights for what ``ours`` asks for
+        :return: the new model
+        :raises ValueError: ``sac`` is no SB3 ``SAC``, or it has no weights or no buffer for what ``ours`` asks for
         """
         if not isinstance(sac, SAC):
             raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC.")
         if ours.get("value_network"):
             raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
-        arguments = conversion.sac_arguments(sac) | ours
+        arguments = conversion.sac_arguments(sac) | {"env": sac.env} | ours
+        conversion.refuse_what_is_handed_over(sac, ours)
         if not str(arguments["ent_coef"]).startswith("auto"):
             for unused in {"ent_coef_update", "target_entropy"} - set(ours):
                 arguments.pop(unused, None)
-        model = cls(env=cast(GymEnv, sac.env), _init_setup_model=False, **arguments)
+        model = cls(_init_setup_model=False, **arguments)
+        if model.env is not None:
+            check_for_correct_spaces(model.env, sac.observation_space, sac.action_space)
+        if model.env is not None and model.n_envs != sac.n_envs:
+            raise ValueError(f"`env` has {model.n_envs} environments, but the replay buffer of `sac` is for {sac.n_envs}.")
         model.observation_space, model.action_space, model.n_envs = sac.observation_space, sac.action_space, sac.n_envs
         model.replay_buffer = sac.replay_buffer
-        model._seed_at_setup = False
+        model._seed_at_setup, model._weights_follow = False, True
         model._setup_model()
         if model.replay_buffer is not None:
-            model._refuse_other_discount(model.replay_buffer)
+            model._match_returns(model.replay_buffer)
         conversion.copy_networks(sac, model.policy)
         conversion.copy_temperature(sac, model.temperature)
         model.__dict__.update({name: getattr(sac, name) for name in conversion.PROGRESS})
+        if model.env is not sac.env:
+            model._last_obs = None  # the new environment begins with a reset
         if sac._custom_logger:
             model.set_logger(sac.logger)
         return model
-
-
-def _option_names() -> list[str]:
-    """The arguments of the constructor that ``load`` can replace."""
-    fixed = {"self", "policy", "env", "device", "_init_setup_model"}
-    return [name for name in inspect.signature(SoftAC.__init__).parameters if name not in fixed]

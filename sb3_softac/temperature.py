@@ -206,6 +206,7 @@ def make_temperature(
     maximum: float | None,
     target_entropy: float,
     schedule: Schedule,
+    clip_initial: bool = False,
 ) -> Temperature:
     """Build the strategy that ``ent_coef`` asks for.
 
@@ -214,6 +215,7 @@ def make_temperature(
     :param maximum: upper bound of a learned α, or None
     :param target_entropy: H̄ of a learned α, in nats
     :param schedule: learning rate of a learned α
+    :param clip_initial: lower an initial value above ``maximum`` to it: another α is put in place afterwards
     :raises ValueError: malformed ``ent_coef``, or an initial value above ``maximum``
     """
     if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):
@@ -222,6 +224,8 @@ def make_temperature(
         except ValueError as error:
             raise ValueError(f"{error} To learn it, pass 'auto' or 'auto_x' with an initial value x.") from error
     initial = _initial_value(ent_coef, update)
+    if maximum is not None and initial > maximum and clip_initial:
+        initial = maximum
     if maximum is not None and initial > maximum:
         raise ValueError(f"`ent_coef` is {ent_coef!r}, but it starts above `ent_coef_max`={maximum}.")
     return LEARNED[update](initial, maximum, target_entropy, schedule)

@@ -1,8 +1,8 @@
 """Everything about RL Zoo: registration, hyper-parameter search, and ``python -m sb3_softac.zoo train|enjoy|…``.
 
 RL Zoo finds algorithms, samplers and converters in dicts that its modules share, so these are changed in place. Its default
-hyper-parameter file lies inside its own package, so an experiment with SoftAC is pointed to ours. Other algorithms are not
-touched.
+hyper-parameter file lies inside its own package, so an experiment with SoftAC is pointed to ours. For other algorithms nothing
+changes but that ``-params`` takes a few strings without quotes, which is an error otherwise.
 """
 
 import functools
@@ -26,6 +26,9 @@ ALGO = "softac"
 #: Strings that RL Zoo's ``-params`` would evaluate as Python and fail on: schedules, "auto" and "auto_0.1".
 PLAIN_STRING = re.compile(r"((lin|exp)_[-+.\w]+|auto(_[-+.\w]+)?)")
 
+#: Arguments whose values are names: one of them, ``min``, would even be taken for Python's own function.
+NAMED_CHOICES = ("actor_q", "target_q", "ent_coef_update")
+
 SAMPLED_BY_US = ("value_network", "actor_q", "target_q", "policy_delay", "ent_coef_update", "actor_learning_rate")
 
 
@@ -46,8 +49,7 @@ def convert_softac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
 
     ours = {name: value for name, value in sampled_params.items() if name in SAMPLED_BY_US}
     shared = {name: value for name, value in sampled_params.items() if name not in SAMPLED_BY_US}
-    # A search over the update of the temperature needs a learned one, also where the hyper-parameter file fixes it.
-    return {**convert_offpolicy_params(shared), "ent_coef": "auto", **ours}
+    return {**convert_offpolicy_params(shared), **_with_implied(ours)}
 
 
 def sample_softac_params(
@@ -72,7 +74,15 @@ def sample_softac_params(
         "ent_coef_update": trial.suggest_categorical("ent_coef_update", ["dual", "log", "exp"]),
         "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 0.002, log=True),
     }
-    return {**shared, "ent_coef": "auto", **ours}
+    return {**shared, **_with_implied(ours)}
+
+
+def _with_implied(ours: dict[str, Any]) -> dict[str, Any]:
+    """Add what the sampled options need, in case the hyper-parameter file or the command line has set it otherwise."""
+    implied: dict[str, Any] = {"ent_coef": "auto"}  # a search over its update needs a learned temperature
+    if not ours.get("value_network", False):
+        implied["value_learning_rate"] = None
+    return {**implied, **ours}
 
 
 def extend_utils(module: ModuleType) -> None:
@@ -112,8 +122,11 @@ def register() -> None:
 def _with_plain_strings(store: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(store)
     def call(self: Any, parser: Any, namespace: Any, values: list[str], option_string: str | None = None) -> None:
-        pairs = [argument.partition(":") for argument in values]
-        quoted = [f"{key}:{value!r}" if PLAIN_STRING.fullmatch(value) else f"{key}:{value}" for key, _, value in pairs]
+        quoted = []
+        for argument in values:
+            key, _, value = argument.partition(":")
+            is_string = PLAIN_STRING.fullmatch(value) or (key in NAMED_CHOICES and value.isidentifier())
+            quoted.append(f"{key}:{value!r}" if is_string else argument)
         store(self, parser, namespace, quoted, option_string)
 
     return call

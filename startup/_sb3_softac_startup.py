@@ -12,20 +12,22 @@ EXTENSIONS = {"rl_zoo3.utils": "extend_utils", "rl_zoo3.exp_manager": "extend_ex
 
 
 class Finder:
-    """Meta-path finder that steps in for the two modules, once each, and leaves all others to Python."""
+    """Meta-path finder that steps in for the two modules, and leaves all others to Python."""
 
     def __init__(self):
-        self.waiting = dict(EXTENSIONS)
+        self.asking = set()  # names that this finder is asking the others for
 
     def find_spec(self, name, path=None, target=None):
-        extension = self.waiting.pop(name, None)
-        if extension is None:
+        if name not in EXTENSIONS or name in self.asking:
             return None
+        self.asking.add(name)
         try:
-            return self._spec_with_extension(name, extension)
+            return self._spec_with_extension(name, EXTENSIONS[name])
         except Exception as error:
             _complain(error)
             return None
+        finally:
+            self.asking.discard(name)
 
     @staticmethod
     def _spec_with_extension(name, extension):
@@ -34,7 +36,9 @@ class Finder:
 
         if os.environ.get("SB3_SOFTAC_NO_STARTUP"):
             return None
-        spec = importlib.util.find_spec(name)  # the other finders answer: this one no longer waits for the name
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module):

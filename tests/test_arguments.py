@@ -3,16 +3,17 @@
 from inspect import Parameter, signature
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from stable_baselines3.sac import policies as sb3_policies
+from torch import nn
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftAC, SoftACPolicy
 from tests.helpers import RandomEnv, make_model
@@ -62,6 +63,8 @@ ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
     ("reward_scale", float("inf")),
     ("max_grad_norm", 0.0),
     ("value_network", "yes"),
+    ("replay_buffer_class", "HerReplayBuffer"),
+    ("replay_buffer_class", dict),
     ("use_sde", 1),
 ]
 
@@ -87,6 +90,7 @@ ONE_BAD_POLICY_ARGUMENT: list[tuple[str, Any]] = [
     ("final_init_scale", 0.0),
     ("use_expln", True),
     ("clip_mean", 1.0),
+    ("activation_fn", nn.PReLU),
 ]
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -179,6 +183,12 @@ def test_unbounded_actions(bound: float) -> None:
         SoftAC("MlpPolicy", SpaceEnv(spaces.Box(-bound, bound, (2,))))
 
 
+def test_integer_actions() -> None:
+    """SB3 rounds the scaled actions in its buffer to −1, 0 and 1."""
+    with pytest.raises(ValueError, match="has dtype int8, but continuous actions need a floating-point one"):
+        SoftAC("MlpPolicy", SpaceEnv(spaces.Box(-128, 127, (2,), np.int8)))
+
+
 def test_no_environment() -> None:
     with pytest.raises(ValueError, match="`env` is None"):
         SoftAC("MlpPolicy", None)  # type: ignore[arg-type]  # the mistake under test
@@ -212,11 +222,16 @@ def test_sb3_policy_classes_mean_ours(theirs: Any, ours: Any) -> None:
     assert SoftAC._resolve_policy(theirs) is ours
 
 
-def test_integers_may_be_written_as_floats() -> None:
+def test_integers_may_be_written_as_floats_and_lists_as_tuples() -> None:
     model = make_model(buffer_size=1e3, learning_starts=1e2, batch_size=np.int64(32), random_steps=5e1)
     assert (model.buffer_size, model.learning_starts, model.batch_size, model.random_steps) == (1000, 100, 32, 50)
     assert model.replay_buffer is not None
     assert model.replay_buffer.buffer_size == 1000
+    model = make_model(train_freq=np.int64(4), policy_kwargs={"net_arch": (8.0, 8), "n_critics": 3.0})
+    assert isinstance(model.train_freq, TrainFreq)
+    assert model.train_freq.frequency == 4
+    assert model.critic.n_critics == 3
+    assert model.policy.net_arch == [8, 8]
 
 
 def test_users_dicts_are_not_mutated() -> None:
@@ -262,7 +277,7 @@ def test_non_finite_values_stop_the_training(what: str, step: int, value: float,
     model = make_model(env=VecNormalize(env) if normalize else env, learning_starts=5)
     with (
         np.errstate(invalid="ignore"),
-        pytest.raises(ValueError, match=rf"stopped at step {step}: the environment returned a non-finite {what} \({value}\)"),
+        pytest.raises(ValueError, match=rf"stopped at step {step}: the environment returned a non-finite {what} \({value} at"),
     ):
         model.learn(100)
     buffer = model.replay_buffer
@@ -270,6 +285,51 @@ def test_non_finite_values_stop_the_training(what: str, step: int, value: float,
     assert buffer.pos == step - 1
     for stored in (buffer.observations, buffer.next_observations, buffer.rewards):
         assert np.isfinite(stored).all()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_values_that_overflow_float32_are_not_finite_either() -> None:
+    class Huge(RandomEnv):
+        def step(self, action: Any) -> Any:
+            return self._observe(), 1e39, False, False, {}
+
+    with pytest.raises(ValueError, match=r"stopped at step 1: the environment returned a non-finite reward"):
+        make_model(env=Huge()).learn(10)
+
+
+def test_the_environment_that_returned_it_is_named() -> None:
+    env = make_vec_env(RandomEnv, n_envs=3)
+    step_wait = env.step_wait
+
+    def broken() -> Any:
+        observations, rewards, dones, infos = step_wait()
+        rewards[2] = np.nan
+        return observations, rewards, dones, infos
+
+    env.step_wait = broken  # type: ignore[method-assign]  # one of three environments fails
+    with pytest.raises(ValueError, match=r"reward \(nan at index \[2\]\)"):
+        make_model(env=env).learn(10)
+
+
+def test_training_goes_on_with_a_new_episode_after_a_stop() -> None:
+    """The transition that was refused must not be bridged by the next one."""
+
+    class Counter(RandomEnv):
+        def _observe(self) -> Any:
+            return np.full(4, 0.1 * self.step_count, np.float32)
+
+        def step(self, action: Any) -> Any:
+            self.step_count += 1
+            return self._observe(), np.nan if self.step_count == 3 else 0.0, False, False, {}
+
+    model = make_model(env=Counter())
+    with pytest.raises(ValueError, match="non-finite reward"):
+        model.learn(10)
+    model.learn(2, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    np.testing.assert_allclose(buffer.observations[: buffer.pos, 0, 0], [0.0, 0.1, 0.0, 0.1], atol=1e-6)
+    np.testing.assert_allclose(buffer.next_observations[: buffer.pos, 0, 0], [0.1, 0.2, 0.1, 0.2], atol=1e-6)
 
 
 def test_a_non_finite_first_observation() -> None:
@@ -297,12 +357,11 @@ def test_non_finite_dict_observations_are_named() -> None:
         def _observe(self) -> Any:
             return {"a": np.full(2, np.inf, np.float32)}
 
-    with pytest.raises(ValueError, match=r"non-finite observation 'a' \(inf\)"):
+    with pytest.raises(ValueError, match=r"non-finite observation 'a' \(inf at index \[0, 0\]\)"):
         SoftAC("MultiInputPolicy", BadDict(observation_space=DICT)).learn(10)
 
 
 def test_images_are_not_searched_for_nan() -> None:
-    assert isinstance(RandomEnv(), gym.Env)
     make_model()._refuse_non_finite("observation", np.zeros(3, np.uint8))
 
 

@@ -94,10 +94,14 @@ def test_tanh_bounding_formula() -> None:
     assert log_std_of(policy)[0].item() == pytest.approx(-4.0 + 0.5 * 6.0 * (1.0 + np.tanh(0.3)), abs=1e-5)
 
 
-def test_bounds_without_0_start_in_their_middle() -> None:
-    """A clamped log σ that starts outside of its bounds would never get a gradient."""
-    policy = make_policy(log_std_bounds=(-3.0, -1.0))
-    th.testing.assert_close(log_std_of(policy), th.full((6, 2), -2.0))
+@pytest.mark.parametrize("mode", ["state", "free"])
+@pytest.mark.parametrize("bounding", ["clamp", "tanh"])
+@pytest.mark.parametrize(("bounds", "start"), [((-20.0, 2.0), 0.0), ((-3.0, -1.0), -2.0)])
+def test_log_std_starts_near_0_or_in_the_middle(mode: str, bounding: str, bounds: Any, start: float) -> None:
+    """A clamped log σ that starts outside of its bounds would never get a gradient; a tanh head near 0 means e^−9."""
+    log_std = log_std_of(make_policy(log_std_mode=mode, log_std_bounding=bounding, log_std_bounds=bounds))
+    assert log_std.mean().item() == pytest.approx(start, abs=0.7)
+    assert (mode == "free") == (log_std.std().item() < 1e-6)
 
 
 def test_gsde_starts_at_log_std_init() -> None:

@@ -14,7 +14,8 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import SoftAC
+from sb3_softac import SoftAC, SoftACPolicy
+from sb3_softac.temperature import LearnedTemperature
 from tests.helpers import SMALL, RandomEnv, assert_same_parameters, fill_buffer, make_model, parameters_of
 from tests.test_host import OPTIONS
 
@@ -189,7 +190,7 @@ class TestReplayBuffer:
         make_model().save_replay_buffer(tmp_path / "buffer.pkl")
         model = make_model(n_steps=3)
         before = model.replay_buffer
-        with pytest.raises(ValueError, match="`n_steps` is 3, but the loaded ReplayBuffer has one-step returns"):
+        with pytest.raises(ValueError, match="`n_steps` is 3, but the ReplayBuffer has one-step returns"):
             model.load_replay_buffer(tmp_path / "buffer.pkl")
         assert model.replay_buffer is before
 
@@ -216,6 +217,20 @@ class TestReplacedArguments:
         assert loaded.target_entropy == -0.5
         assert loaded.temperature.maximum == 2.0
 
+    @pytest.mark.parametrize("update", ["dual", "log"])
+    @pytest.mark.parametrize(("alpha", "expected"), [(0.05, 0.05), (5.0, 0.5)])
+    def test_a_bound_meets_the_temperature_that_was_saved(
+        self, update: str, alpha: float, expected: float, tmp_path: Path
+    ) -> None:
+        """Not the initial one, which was 1."""
+        model = make_model(ent_coef_update=update)
+        assert isinstance(model.temperature, LearnedTemperature)
+        model.temperature.set_value(alpha)
+        model.save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip", ent_coef_max=0.5)
+        assert loaded.temperature.value.item() == pytest.approx(expected)
+        assert loaded.temperature.value.item() <= 0.5
+
     @pytest.mark.parametrize(
         ("saved", "replaced"),
         [
@@ -223,6 +238,7 @@ class TestReplacedArguments:
             ({}, {"use_sde": True}),
             ({}, {"ent_coef": 0.2}),
             ({"ent_coef": 0.2}, {"ent_coef": "auto"}),
+            ({}, {"ent_coef": "auto_0.5"}),
             ({}, {"ent_coef_update": "log"}),
         ],
     )
@@ -246,6 +262,39 @@ class TestReplacedArguments:
         for kwargs in cases:
             make_model(**kwargs).save(tmp_path / "model.zip")
             assert SoftAC.load(tmp_path / "model.zip", policy_kwargs=SMALL, **kwargs).actor.net_arch == SMALL["net_arch"]
+
+    def test_the_users_dicts(self, tmp_path: Path) -> None:
+        make_model(n_steps=3).save(tmp_path / "model.zip")
+        given: dict[str, Any] = {"handle_timeout_termination": True}
+        SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), replay_buffer_kwargs=given)
+        assert given == {"handle_timeout_termination": True}
+        SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), replay_buffer_kwargs=None)
+        with pytest.raises(ValueError, match=r"`replay_buffer_kwargs` is .* both are arguments of SoftAC"):
+            SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), replay_buffer_kwargs={"n_steps": 5, "gamma": 0.5})
+        with pytest.raises(ValueError, match="policy kwargs"):
+            SoftAC.load(tmp_path / "model.zip", policy_kwargs=None)
+
+    def test_a_subclass_and_its_arguments(self, tmp_path: Path) -> None:
+        class Mine(SoftAC):
+            def __init__(self, *args: Any, mine: int = 1, **kwargs: Any) -> None:
+                self.mine = mine
+                super().__init__(*args, **kwargs)
+
+        Mine("MlpPolicy", RandomEnv(), mine=2, buffer_size=10).save(tmp_path / "model.zip")
+        assert Mine.load(tmp_path / "model.zip").mine == 2
+        assert Mine.load(tmp_path / "model.zip", mine=3, gamma=0.9).mine == 3
+        with pytest.raises(ValueError, match="`yours` cannot be replaced"):
+            Mine.load(tmp_path / "model.zip", yours=3)
+
+    def test_a_policy_class_of_ones_own(self, tmp_path: Path) -> None:
+        """With no more arguments than it needs."""
+
+        class Mine(SoftACPolicy):
+            def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, use_sde: bool = False) -> None:
+                super().__init__(observation_space, action_space, lr_schedule, net_arch=[8], use_sde=use_sde)
+
+        SoftAC(Mine, RandomEnv(), buffer_size=10).save(tmp_path / "model.zip")
+        assert type(SoftAC.load(tmp_path / "model.zip").policy) is Mine
 
     def test_statistics_window(self, tmp_path: Path) -> None:
         make_model().save(tmp_path / "model.zip")

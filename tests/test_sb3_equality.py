@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tau and gamma": {"tau": 0.1, "gamma": 0.9},
     "several environments": {"n_envs": 3},
+    "NAdam": {"policy_kwargs": {"net_arch": [32, 32], "optimizer_class": th.optim.NAdam}},
     "shared features": {"policy_kwargs": {"net_arch": [32, 32], "share_features_extractor": True}},
 }
 
@@ -70,18 +71,26 @@ def largest_difference(sac: SAC, model: SoftAC) -> float:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("already_trained", [0, 10])
-def test_50_updates_equal_those_of_sb3(case: str, already_trained: int) -> None:
+def test_50_updates_equal_those_of_sb3(case: str, already_trained: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that was trained before hands over its optimizers' state as well."""
     sac = make_sac(**CASES[case])
     train_with_noise(sac, already_trained, seed=8)
     model = SoftAC.from_sb3(sac)
     assert largest_difference(sac, model) < 1e-5
     before = outputs(sac)
-    # SB3's density has its own error of 1e-6/(1 − a²): the injected noise is small enough to keep |u| below 2.
+    sampled: list[th.Tensor] = []
+    action_log_prob = model.actor.action_log_prob
+
+    def spy(observations: Any) -> tuple[th.Tensor, th.Tensor]:
+        actions, log_prob = action_log_prob(observations)
+        sampled.append(actions.detach())
+        return actions, log_prob
+
+    monkeypatch.setattr(model.actor, "action_log_prob", spy)
     drawn = train_with_noise(sac, 50).drawn, train_with_noise(model, 50).drawn
-    assert len(drawn[0]) == len(drawn[1]) == 100
-    largest_u = before["mean"].abs().max() + before["log_std"].exp().max() * max(noise.abs().max() for noise in drawn[0])
-    assert largest_u < 2.0
+    assert len(drawn[0]) == len(drawn[1]) == len(sampled) == 100
+    # SB3's density has its own error of 1e-6/(1 − a²): the injected noise is small enough to keep every |u| below 2.
+    assert th.atanh(th.cat(sampled)).abs().max() < 2.0
     assert largest_difference(sac, model) < 1e-4
     assert model._n_updates == sac._n_updates
     moved = max(float((outputs(sac)[name] - value).abs().max()) for name, value in before.items())
@@ -185,5 +194,33 @@ class TestFromSB3:
             SoftAC.from_sb3(make_sac(), value_network=True)
         with pytest.raises(ValueError, match="`policy_kwargs` do not fit"):
             SoftAC.from_sb3(make_sac(), policy_kwargs={"net_arch": [8]})
-        with pytest.raises(ValueError, match=r"the replay buffer discounts with 0\.99"):
-            SoftAC.from_sb3(make_sac(n_steps=3), gamma=0.9)
+        with pytest.raises(ValueError, match="`n_steps` is 3, but the ReplayBuffer has one-step returns"):
+            SoftAC.from_sb3(make_sac(), n_steps=3)
+        with pytest.raises(ValueError, match="`buffer_size` is 77, but the replay buffer of `sac` is handed over"):
+            SoftAC.from_sb3(make_sac(), buffer_size=77)
+        with pytest.raises(ValueError, match=r"`ent_coef` is 'auto_0\.5', but the learned temperature of `sac`"):
+            SoftAC.from_sb3(make_sac(), ent_coef="auto_0.5")
+        with pytest.raises(ValueError, match="`env` has 2 environments"):
+            SoftAC.from_sb3(make_sac(), env=make_vec_env(RandomEnv, n_envs=2))
+
+    def test_new_returns_reach_the_buffer(self) -> None:
+        for gamma, n_steps in ((0.9, 3), (0.8, 5), (0.99, 1)):
+            model = SoftAC.from_sb3(make_sac(n_steps=3), gamma=gamma, n_steps=n_steps)
+            assert isinstance(model.replay_buffer, NStepReplayBuffer)
+            assert (model.replay_buffer.gamma, model.replay_buffer.n_steps) == (gamma, n_steps)
+
+    def test_another_environment(self) -> None:
+        sac, env = make_sac(), make_vec_env(RandomEnv)
+        sac.learn(20)
+        model = SoftAC.from_sb3(sac, env=env)
+        assert model.env is env
+        assert model._last_obs is None
+        assert model.learn(5, reset_num_timesteps=False).num_timesteps == 25
+
+    def test_a_bound_below_the_first_temperature(self) -> None:
+        sac = make_sac()
+        assert sac.log_ent_coef is not None
+        with th.no_grad():
+            sac.log_ent_coef.fill_(-3.0)
+        assert SoftAC.from_sb3(sac, ent_coef_max=0.5).temperature.value.item() == pytest.approx(np.exp(-3.0))
+        assert SoftAC.from_sb3(sac, ent_coef_max=0.01).temperature.value.item() <= 0.01

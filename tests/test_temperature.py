@@ -67,6 +67,21 @@ def test_maximum_of_the_other_forms(update: Any) -> None:
     assert temperature.value.item() == pytest.approx(1.2)
 
 
+@settings(deadline=None)
+@given(st.floats(0.05, 5.0), st.floats(0.0, 3.0), st.floats(0.01, 5.0))
+def test_dual_ascent_reaches_exactly_zero_and_comes_back(gap: float, initial: float, shortfall: float) -> None:
+    """As long as Ĥ = H̄ + gap, α falls by λ·gap at each step, to exactly 0; with Ĥ below H̄ it leaves 0 at once."""
+    temperature = learned("dual", f"auto_{initial}")
+    above, below = th.full((4,), 1.0 - gap), th.full((4,), 1.0 + shortfall)  # H̄ = −1
+    for _ in range(math.ceil(initial / (RATE * gap)) + 1):
+        temperature.update(above)
+    assert temperature.value.item() == 0.0
+    temperature.update(above)
+    assert temperature.value.item() == 0.0
+    temperature.update(below)
+    assert temperature.value.item() == pytest.approx(RATE * shortfall, rel=1e-3, abs=1e-6)
+
+
 def test_dual_ascent_reaches_zero_and_comes_back() -> None:
     temperature = learned()
     above, below = th.full((4,), -2.0), th.full((4,), 2.0)  # Ĥ = 2 and −2 around H̄ = −1

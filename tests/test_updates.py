@@ -1,5 +1,6 @@
 """One gradient step against a float64 re-derivation, and what counts, scales and bootstraps over many."""
 
+import copy
 import math
 from typing import Any
 
@@ -171,45 +172,49 @@ def test_one_step_equals_its_float64_derivation(
 
 
 class TestGradientsStayWhereTheyBelong:
-    """A step with all other rates at 0 changes one network alone; the frozen-network trap of Spinning Up's code."""
+    """Each loss leaves gradients in its own network alone; Spinning Up's code meant to freeze the critics, and did not."""
 
-    @pytest.mark.parametrize("trained", ["actor", "critic", "value"])
-    def test_only_one_network_moves(self, trained: str) -> None:
-        rates = {f"{name}_learning_rate": (0.1 if name == trained else 0.0) for name in ("actor", "critic", "value")}
-        model = make_model(value_network=True, ent_coef=0.2, tau=0.0, **rates)
+    @pytest.mark.parametrize("actor_q", ["min", "mean", "first", "target_min"])
+    @pytest.mark.parametrize("loss", ["critic", "actor", "value_net"])
+    def test_no_loss_reaches_another_network(self, loss: str, actor_q: str) -> None:
+        value_network = actor_q != "target_min"
+        if loss == "value_net" and not value_network:
+            return
+        model = make_model(value_network=value_network, actor_q=actor_q)
         fill_buffer(model)
-        before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-        model.train(1, batch_size=16)
-        moved = {name.split(".")[0] for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])}
-        assert moved == {"value_net" if trained == "value" else trained}
-
-    def test_the_actor_loss_leaves_no_gradient_in_the_critics(self) -> None:
-        model = make_model(policy_delay=1)
-        fill_buffer(model)
-        batch = model._sample_batch(16)
+        batch, alpha = model._sample_batch(16), model.temperature.value
         actions, log_prob = model.actor.action_log_prob(batch.observations)
-        model._update_actor(batch, actions, log_prob, model.temperature.value)
-        assert all(parameter.grad is None for parameter in model.critic.parameters())
-        assert all(parameter.grad is not None for parameter in model.actor.parameters())
+        if loss == "critic":
+            target = model._bellman_target(batch, alpha)
+            assert not target.requires_grad
+            model._update_critics(batch, target)
+        elif loss == "actor":
+            model._update_actor(batch, actions, log_prob, alpha)
+        elif model.value_net is not None:
+            model._update_value_network(model.value_net, batch, actions, log_prob, alpha)
+        networks: Any = [model.actor, model.critic, model.critic_target, model.value_net, model.value_net_target]
+        for network in [*networks, model.temperature]:
+            if network is not None:
+                trained = network is getattr(model, loss)
+                assert all((parameter.grad is not None) == trained for parameter in network.parameters())
 
-    def test_the_critic_loss_leaves_no_gradient_elsewhere(self) -> None:
-        model = make_model()
-        fill_buffer(model)
-        batch = model._sample_batch(16)
-        target = model._bellman_target(batch, model.temperature.value)
-        assert not target.requires_grad
-        model._update_critics(batch, target)
-        assert model.critic_target is not None
-        others = [*model.actor.parameters(), *model.critic_target.parameters(), *model.temperature.parameters()]
-        assert all(parameter.grad is None for parameter in others)
-
-    def test_first_reaches_the_first_critic_only(self) -> None:
+    def test_first_evaluates_the_first_critic_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = make_model(actor_q="first", policy_kwargs={"net_arch": [8], "n_critics": 3})
         fill_buffer(model)
         batch = model._sample_batch(16)
-        q_values = model.critic.q_values(batch.observations, batch.actions)
-        assert q_values.shape == (3, 16)
-        th.testing.assert_close(model.critic.q_values(batch.observations, batch.actions, slice(0, 1)), q_values[:1])
+        q_values, seen = model.critic.q_values, []
+
+        def spy(observations: Any, actions: th.Tensor, members: Any = slice(None)) -> th.Tensor:
+            values = q_values(observations, actions, members)
+            seen.append((values, q_values(observations, actions)))
+            return values
+
+        monkeypatch.setattr(model.critic, "q_values", spy)
+        actions, log_prob = model.actor.action_log_prob(batch.observations)
+        model._update_actor(batch, actions, log_prob, model.temperature.value)
+        ((used, all_of_them),) = seen
+        assert used.shape == (1, 16)
+        th.testing.assert_close(used, all_of_them[:1])
 
 
 class TestTargetSubset:
@@ -275,7 +280,9 @@ class TestCounters:
         loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
         loaded.set_logger(model.logger)
         fill_buffer(loaded)
+        again = copy.deepcopy(loaded)
         assert self.moves(loaded, "actor", 4) == [True, False, False, True]
+        assert self.moves(again, "critic_target", 4) == [False, True, False, True]
         assert loaded._n_updates == 6
 
     def test_several_gradient_steps_count_one_by_one(self) -> None:

@@ -79,6 +79,7 @@ class TestCommands:
             "learning_rate:exp_1e-3_1e-5",
             "ent_coef:auto_0.1",
             "policy_kwargs:dict(net_arch=[16])",
+            "actor_q:min",
         )
         model = SoftAC.load(tmp_path / "logs" / "softac" / "Pendulum-v1_1" / "Pendulum-v1.zip")
         assert model.value_net is not None
@@ -127,6 +128,14 @@ class TestCommands:
 
 
 class TestStartUp:
+    def test_looking_for_the_module_before_importing_it(self, run: Run) -> None:
+        code = (
+            "import importlib.util; importlib.util.find_spec('rl_zoo3.exp_manager')\n"
+            "import rl_zoo3.exp_manager; from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER\n"
+            "print('softac' in HYPERPARAMS_SAMPLER)"
+        )
+        assert run(*PYTHON, "-c", code) == "True\n"
+
     def test_python_starts_without_our_package(self, run: Run) -> None:
         code = "import sys; print('_sb3_softac_startup' in sys.modules, 'sb3_softac' in sys.modules, 'torch' in sys.modules)"
         assert run(*PYTHON, "-c", code) == "True False False\n"
@@ -202,6 +211,14 @@ class TestRegistration:
         parser.add_argument("-params", nargs="+", action=rl_zoo3.utils.StoreDict)
         assert parser.parse_args(["-params", f"name:{text}"]).params == {"name": value}
 
+    @pytest.mark.parametrize(("text", "value"), [("min", "min"), ("'mean'", "mean"), ("target_min", "target_min")])
+    def test_params_with_names(self, text: str, value: str) -> None:
+        """Python would take ``min`` for its own function."""
+        zoo.register()
+        parser = argparse.ArgumentParser()
+        parser.add_argument("-params", nargs="+", action=rl_zoo3.utils.StoreDict)
+        assert parser.parse_args(["-params", f"actor_q:{text}"]).params == {"actor_q": value}
+
     def test_params_still_refuse_what_is_no_python(self) -> None:
         zoo.register()
         parser = argparse.ArgumentParser()
@@ -222,7 +239,8 @@ class TestSearchSpace:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         trial = study.ask()
         sampled = HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
-        model = SoftAC("MlpPolicy", "Pendulum-v1", **{"ent_coef": 0.1, "device": "cpu", **sampled})
+        given = {"ent_coef": 0.1, "value_learning_rate": 1e-3, "device": "cpu"}  # what a file or a command line may set
+        model = SoftAC("MlpPolicy", "Pendulum-v1", **{**given, **sampled})
         for name in zoo.SAMPLED_BY_US:
             assert getattr(model, name) == trial.params[name]
 
