@@ -8,6 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 WeightInit = Literal["default", "orthogonal", "xavier"]
+#: which members of an ensemble are evaluated: indices (M,), a slice, or None for all
+Members = th.Tensor | slice | None
+
+
+def _choose(parameter: th.Tensor, members: Members) -> th.Tensor:
+    # Indexing with a full slice would copy the gradient of the whole parameter.
+    return parameter if members is None else parameter[members]
 
 
 class StackedLinear(nn.Module):
@@ -26,9 +33,12 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(th.empty(n_members, in_features, out_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(th.empty(n_members, 1, out_features).uniform_(-bound, bound))
 
-    def forward(self, inputs: th.Tensor, members: th.Tensor | slice) -> th.Tensor:
+    def forward(self, inputs: th.Tensor, members: Members) -> th.Tensor:
         """(M, B, in) → (M, B, out) for the M chosen members."""
-        return th.baddbmm(self.bias[members], inputs, self.weight[members])
+        weight, bias = _choose(self.weight, members), _choose(self.bias, members)
+        if weight.shape[2] == 1:  # batched matrix products are slow with a single column
+            return (inputs * weight.transpose(1, 2)).sum(dim=2, keepdim=True) + bias
+        return th.baddbmm(bias, inputs, weight)
 
 
 class StackedLayerNorm(nn.Module):
@@ -43,9 +53,9 @@ class StackedLayerNorm(nn.Module):
         self.weight = nn.Parameter(th.ones(n_members, 1, features))
         self.bias = nn.Parameter(th.zeros(n_members, 1, features))
 
-    def forward(self, inputs: th.Tensor, members: th.Tensor | slice) -> th.Tensor:
+    def forward(self, inputs: th.Tensor, members: Members) -> th.Tensor:
         """(M, B, features) → the same shape, for the M chosen members."""
-        return F.layer_norm(inputs, inputs.shape[-1:]) * self.weight[members] + self.bias[members]
+        return F.layer_norm(inputs, inputs.shape[-1:]) * _choose(self.weight, members) + _choose(self.bias, members)
 
 
 class StackedMLP(nn.Module):
@@ -83,14 +93,14 @@ class StackedMLP(nn.Module):
             in_features = units
         self.output = StackedLinear(n_members, in_features, 1)
 
-    def forward(self, inputs: th.Tensor, members: th.Tensor | slice = slice(None)) -> th.Tensor:
+    def forward(self, inputs: th.Tensor, members: Members = None) -> th.Tensor:
         """Evaluate the chosen members on the same inputs.
 
         :param inputs: (B, in)
-        :param members: indices (M,) or a slice of the N members
+        :param members: indices (M,), a slice of the N members, or None for all
         :return: (M, B)
         """
-        n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members])
+        n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
         hidden = inputs.expand(n_chosen, *inputs.shape)
         for layer in self.hidden:
             stacked = isinstance(layer, StackedLinear | StackedLayerNorm)

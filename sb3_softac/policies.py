@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
 from sb3_softac.distributions import SquashedGaussian, SquashedStateDependentNoise
-from sb3_softac.networks import StackedMLP, WeightInit, initialise, scale_outputs
+from sb3_softac.networks import Members, StackedMLP, WeightInit, initialise, scale_outputs
 
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
@@ -173,12 +173,12 @@ class StackedCritics(BaseModel):
         self.q_networks = StackedMLP(n_critics, inputs, net_arch, activation_fn, layer_norm, dropout_rate)
         _initialise_network(self.q_networks.hidden, [self.q_networks.output], activation_fn, weight_init, final_init_scale)
 
-    def q_values(self, obs: PyTorchObs, actions: th.Tensor, members: th.Tensor | slice = slice(None)) -> th.Tensor:
+    def q_values(self, obs: PyTorchObs, actions: th.Tensor, members: Members = None) -> th.Tensor:
         """Q_i(s, a) of the chosen critics.
 
         :param obs: (B, ...)
         :param actions: (B, A), scaled to [−1, 1]
-        :param members: indices (M,) or a slice of the N critics
+        :param members: indices (M,), a slice of the N critics, or None for all
         :return: (M, B)
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
@@ -356,8 +356,11 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     def _add_optimizer(self, network: Actor | StackedCritics | ValueNetwork, lr_schedule: Schedule) -> None:
         shared = network is not self.actor and self.share_features_extractor
         parameters = [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
+        kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable"} & set(kwargs):
+            kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
         make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
-        network.optimizer = make_optimizer(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)
+        network.optimizer = make_optimizer(parameters, lr=lr_schedule(1), **kwargs)
 
     @staticmethod
     def _follow(target: Network, online: Network) -> Network:

@@ -30,6 +30,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_softac import conversion, losses
 from sb3_softac.arguments import check_action_space, check_arguments, check_count
 from sb3_softac.losses import CriticReduction
+from sb3_softac.networks import Members
 from sb3_softac.policies import (
     SB3_EQUIVALENTS,
     Actor,
@@ -49,7 +50,6 @@ Metrics = dict[str, th.Tensor]
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
 
 FIRST_CRITIC = slice(0, 1)
-ALL_CRITICS = slice(None)
 
 
 class Batch(NamedTuple):
@@ -499,7 +499,7 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _target_reduction(self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated."""
-        members: slice | th.Tensor = FIRST_CRITIC if self.target_q == "first" else ALL_CRITICS
+        members: Members = FIRST_CRITIC if self.target_q == "first" else None
         if self.target_subset is not None:
             members = th.randperm(critics.n_critics, device=self.device)[: self.target_subset]
         return losses.reduce_critics(critics.q_values(observations, actions, members), self.target_q)
@@ -525,7 +525,7 @@ class SoftAC(OffPolicyAlgorithm):
         if self.actor_q == "target_min":
             assert self.critic_target is not None
             critics = self.critic_target
-        members = FIRST_CRITIC if self.actor_q == "first" else ALL_CRITICS
+        members = FIRST_CRITIC if self.actor_q == "first" else None
         how: CriticReduction = "min" if self.actor_q == "target_min" else self.actor_q
         q = losses.reduce_critics(critics.q_values(batch.observations, actions, members), how)
         loss = losses.actor_loss(q, log_prob, ent_coef)
@@ -581,7 +581,11 @@ class SoftAC(OffPolicyAlgorithm):
         for step in metrics:
             for name, value in step.items():
                 columns.setdefault(name, []).append(value)
-        means: list[float] = th.stack([th.stack(column).mean() for column in columns.values()]).tolist()
+        lengths = {len(column) for column in columns.values()}
+        if lengths == {1}:
+            means = th.stack([column[0] for column in columns.values()]).tolist()
+        else:
+            means = th.stack([th.stack(column).mean() for column in columns.values()]).tolist()
         diverged = {name: mean for name, mean in zip(columns, means, strict=True) if not np.isfinite(mean)}
         if diverged:
             raise ValueError(

@@ -204,7 +204,7 @@ class TestGradientsStayWhereTheyBelong:
         batch = model._sample_batch(16)
         q_values, seen = model.critic.q_values, []
 
-        def spy(observations: Any, actions: th.Tensor, members: Any = slice(None)) -> th.Tensor:
+        def spy(observations: Any, actions: th.Tensor, members: Any = None) -> th.Tensor:
             values = q_values(observations, actions, members)
             seen.append((values, q_values(observations, actions)))
             return values
@@ -233,7 +233,7 @@ class TestTargetSubset:
         seen: list[tuple[int, ...]] = []
         q_values = model.critic_target.q_values
 
-        def spy(observations: Any, actions: th.Tensor, members: Any = slice(None)) -> th.Tensor:
+        def spy(observations: Any, actions: th.Tensor, members: Any = None) -> th.Tensor:
             seen.append(tuple(members.tolist()))
             return q_values(observations, actions, members)
 
