@@ -435,6 +435,13 @@ class TestOptionsOfAStep:
         with pytest.raises(ValueError, match=r"`actor_learning_rate` is -0\.4"):
             model.train(1, batch_size=16)
 
+    def test_the_logged_temperature_is_the_one_that_the_losses_used(self) -> None:
+        model = make_model(learning_rate=0.1)
+        fill_buffer(model)
+        model.train(1, batch_size=16)
+        assert logged(model, "ent_coef") == 1.0
+        assert model.temperature.value.item() < 0.95
+
     def test_a_scheduled_temperature_reaches_the_losses(self) -> None:
         model = make_model(ent_coef="lin_0.4_0.2")
         fill_buffer(model)
