@@ -127,6 +127,14 @@ def _trained_parameters(network: nn.Module, optimizer: th.optim.Optimizer) -> di
     return {name: parameter for name, parameter in network.named_parameters() if id(parameter) in held}
 
 
+def _load_state(optimizer: th.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+    """Give copies of ``states`` to the parameters, in order; PyTorch takes each to the device where it belongs."""
+    groups = optimizer.state_dict()["param_groups"]
+    # One copy each: a step counter that all parameters shared would be counted up by every one of them.
+    own = {index: copy.deepcopy(state) for index, state in enumerate(states)}
+    optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+
 def _copy_optimizer(
     source: nn.Module,
     source_optimizer: th.optim.Optimizer,
@@ -150,10 +158,12 @@ def _copy_optimizer(
         for key, entry in some_state.items()
         if isinstance(entry, th.Tensor) and entry.shape == shapes[some_name]
     }
-    for name, parameter in _trained_parameters(target, target_optimizer).items():
-        copied = {key: copy.deepcopy(entry) for key, entry in some_state.items() if key not in moments}
-        copied |= {key: tensors[name].clone() for key, tensors in moments.items() if name in tensors}
-        target_optimizer.state[parameter] = copied
+    shared = {key: entry for key, entry in some_state.items() if key not in moments}
+    copied = [
+        {**shared, **{key: tensors[name] for key, tensors in moments.items() if name in tensors}}
+        for name in _trained_parameters(target, target_optimizer)
+    ]
+    _load_state(target_optimizer, copied)
 
 
 def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
@@ -181,5 +191,6 @@ def copy_temperature(sac: SAC, temperature: Temperature) -> None:
         with th.no_grad():
             temperature.log_ent_coef.copy_(sac.log_ent_coef.squeeze())
             temperature.project()
-        for key, entry in sac.ent_coef_optimizer.state[sac.log_ent_coef].items():
-            temperature.optimizer.state[temperature.log_ent_coef][key] = entry.clone().squeeze()
+        state = sac.ent_coef_optimizer.state[sac.log_ent_coef]
+        if state:
+            _load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])

@@ -357,7 +357,9 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         shared = network is not self.actor and self.share_features_extractor
         parameters = [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
         kwargs = dict(self.optimizer_kwargs)
-        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable"} & set(kwargs):
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(
+            kwargs
+        ):
             kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
         make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
         network.optimizer = make_optimizer(parameters, lr=lr_schedule(1), **kwargs)

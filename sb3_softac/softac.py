@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import warnings
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
@@ -183,6 +184,9 @@ class SoftAC(OffPolicyAlgorithm):
         if env is not None:
             env = self._wrap_env(maybe_make_env(env, verbose), verbose)
             check_action_space(env.action_space)  # SB3 asserts some of it
+        for name, value in (("use_sde", use_sde), ("value_network", value_network)):
+            if (policy_kwargs or {}).get(name, value) != value:
+                raise ValueError(f"`policy_kwargs` contains {name}, but it must be an argument of SoftAC itself.")
         super().__init__(
             self._resolve_policy(policy),
             env,
@@ -234,8 +238,8 @@ class SoftAC(OffPolicyAlgorithm):
         self._seed_at_setup = True
         #: whether weights are put in place after the setup, by `load` or `from_sb3`
         self._weights_follow = False
-        if self.policy_kwargs.get("value_network", value_network) != value_network:
-            raise ValueError("`policy_kwargs` contains value_network, but it must be an argument of SoftAC itself.")
+        #: policy arguments that were passed to `load`, and must be those of the file
+        self._expected_policy_kwargs: dict[str, Any] | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -339,6 +343,13 @@ class SoftAC(OffPolicyAlgorithm):
             if built_for[name] != saved:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but the saved model needs {name} {saved!r}.")
         self._built_for = built_for
+        if self._expected_policy_kwargs is not None:
+            expected, saved = (
+                {name: value for name, value in kwargs.items() if name not in ("use_sde", "value_network")}
+                for kwargs in (self._expected_policy_kwargs, self.policy_kwargs)
+            )
+            if _with_lists(expected) != _with_lists(saved):
+                raise ValueError(f"`policy_kwargs` is {expected}, but the saved model needs {saved}.")
 
     def _allocate_replay_buffer(self) -> None:
         assert self.replay_buffer_class is not None
@@ -373,6 +384,8 @@ class SoftAC(OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         if self.replay_buffer is None:
             self._allocate_replay_buffer()
+        elif isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.env = self.env  # it computes the rewards of relabelled goals
 
     def learn(
         self: SelfSoftAC,
@@ -394,8 +407,13 @@ class SoftAC(OffPolicyAlgorithm):
         )
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._refuse_spoilt_statistics()
         result = super()._setup_learn(*args, **kwargs)
         self._refuse_non_finite("observation", self._last_obs)
+        assert self.ep_info_buffer is not None
+        if self.ep_info_buffer.maxlen != self._stats_window_size:  # replaced at `load`
+            self.ep_info_buffer = deque(self.ep_info_buffer, maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(self.ep_success_buffer or (), maxlen=self._stats_window_size)
         return result
 
     def _sample_action(
@@ -437,12 +455,44 @@ class SoftAC(OffPolicyAlgorithm):
             finite = np.isfinite(values.astype(np.float32, copy=False))  # as the networks will see them
         if not finite.all():
             first = tuple(np.argwhere(~finite)[0])
-            self._last_obs = None  # a next `learn` begins with a reset: the step that is missing must not be bridged
+            self._interrupt_episode()
+            spoilt = "" if self._vec_normalize_env is None else " VecNormalize has taken it into its statistics: reload those."
             raise ValueError(
                 f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {cause} "
                 f"({values[first]} at index {list(map(int, first))}). "
-                "Nothing of this step was stored in the replay buffer."
+                f"Nothing of this step was stored in the replay buffer.{spoilt}"
             )
+
+    def _refuse_spoilt_statistics(self) -> None:
+        """After one NaN, VecNormalize would turn everything into NaN, and the environment would be blamed for it."""
+        if self._vec_normalize_env is None:
+            return
+        statistics = getattr(self._vec_normalize_env, "obs_rms", {})
+        each = statistics.values() if isinstance(statistics, dict) else [statistics]
+        if not all(
+            np.isfinite(rms.mean).all() and np.isfinite(rms.var).all() for rms in [*each, self._vec_normalize_env.ret_rms]
+        ):
+            raise ValueError(
+                "The statistics of VecNormalize are not finite, as after a NaN in an observation or reward: "
+                "reload them with VecNormalize.load, or start with a new VecNormalize."
+            )
+
+    def _interrupt_episode(self) -> None:
+        """Begin the next ``learn`` with a reset, and let no n-step return or hindsight goal reach across it."""
+        self._last_obs = None
+        buffer = self.replay_buffer
+        if buffer is None or not (buffer.full or buffer.pos > 0):
+            return
+        if isinstance(buffer, HerReplayBuffer):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the trajectory is truncated is what is wanted here
+                buffer.truncate_last_trajectory()
+            return
+        last = (buffer.pos - 1) % buffer.buffer_size
+        if buffer.optimize_memory_usage:
+            buffer.dones[last] = True  # as SB3 does: the next observation will be overwritten
+        else:
+            buffer.timeouts[last] = np.logical_not(buffer.dones[last])
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do ``gradient_steps`` gradient steps on batches from the replay buffer, and log their means.
@@ -626,7 +676,8 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
-        rebuilt = ["_tracked", "_copied", "_own_lr_schedules", "_seed_at_setup", "_weights_follow"]
+        rebuilt = ["_tracked", "_copied", "_own_lr_schedules"]
+        rebuilt += ["_seed_at_setup", "_weights_follow", "_expected_policy_kwargs"]
         return [*super()._excluded_save_params(), *networks, *rebuilt]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -658,6 +709,7 @@ class SoftAC(OffPolicyAlgorithm):
         if path.is_dir():
             warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=2)
             path = path.with_name(f"{path.name}_2")
+        path = path.resolve()  # a symbolic link stays one
         stream = io.BytesIO()
         super().save(stream, exclude, include)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -699,12 +751,12 @@ class SoftAC(OffPolicyAlgorithm):
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = check_count("stats_window_size", kwargs.pop("stats_window_size"), 1)
         if "policy_kwargs" in kwargs:
-            # SB3 compares them with the saved ones, which hold these two as well.
-            implied = {"use_sde": kwargs.get("use_sde", False)}
-            implied |= {"value_network": True} if kwargs.get("value_network") else {}
-            kwargs["policy_kwargs"] = implied | (kwargs["policy_kwargs"] or {})
+            # SB3 would compare them with saved ones that hold more, and lists in place of tuples.
+            kwargs["_expected_policy_kwargs"] = dict(kwargs.pop("policy_kwargs") or {})
         if "replay_buffer_kwargs" in kwargs:
             kwargs["replay_buffer_kwargs"] = dict(kwargs["replay_buffer_kwargs"] or {})
+        if "replay_buffer_class" in (custom_objects or {}):
+            kwargs["_automatic_replay_buffer"] = False
         if "replay_buffer_class" in kwargs:
             kwargs["_automatic_replay_buffer"] = kwargs["replay_buffer_class"] is None
         return super().load(
@@ -763,15 +815,27 @@ class SoftAC(OffPolicyAlgorithm):
             raise ValueError(f"`env` has {model.n_envs} environments, but the replay buffer of `sac` is for {sac.n_envs}.")
         model.observation_space, model.action_space, model.n_envs = sac.observation_space, sac.action_space, sac.n_envs
         model.replay_buffer = sac.replay_buffer
-        model._seed_at_setup, model._weights_follow = False, True
+        model._seed_at_setup, model._weights_follow = "seed" in ours, True
         model._setup_model()
         if model.replay_buffer is not None:
             model._match_returns(model.replay_buffer)
+            model.replay_buffer.device = model.device
         conversion.copy_networks(sac, model.policy)
         conversion.copy_temperature(sac, model.temperature)
         model.__dict__.update({name: getattr(sac, name) for name in conversion.PROGRESS})
         if model.env is not sac.env:
-            model._last_obs = None  # the new environment begins with a reset
+            model._interrupt_episode()
+            if isinstance(model.replay_buffer, HerReplayBuffer):
+                model.replay_buffer.env = model.env
+        if model.use_sde:
+            model.policy.reset_noise()  # from the weights that were copied
         if sac._custom_logger:
             model.set_logger(sac.logger)
         return model
+
+
+def _with_lists(value: Any) -> Any:
+    """``value`` with lists in place of tuples, as the file format keeps them."""
+    if isinstance(value, dict):
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -114,6 +115,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("replay_buffer_kwargs", {"n_steps": 3, "replay_buffer_kwargs": {"gamma": 0.9}}),
     ("gamma", {"gamma": 0.9, "replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"gamma": 0.99}}),
     ("policy_kwargs", {"policy_kwargs": {"value_network": True}}),
+    ("policy_kwargs", {"policy_kwargs": {"use_sde": True}}),
 ]
 
 
@@ -330,6 +332,70 @@ def test_training_goes_on_with_a_new_episode_after_a_stop() -> None:
     assert buffer is not None
     np.testing.assert_allclose(buffer.observations[: buffer.pos, 0, 0], [0.0, 0.1, 0.0, 0.1], atol=1e-6)
     np.testing.assert_allclose(buffer.next_observations[: buffer.pos, 0, 0], [0.1, 0.2, 0.1, 0.2], atol=1e-6)
+
+
+class FailsOnce(RandomEnv):
+    """Steps without an end, and one NaN reward at step 30."""
+
+    total = 0
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        return self._observe(), np.nan if self.total == 30 else 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("kwargs", [{"n_steps": 3}, {"n_steps": 3, "buffer_size": 29}])
+def test_n_step_returns_do_not_reach_across_a_stop(kwargs: dict[str, Any]) -> None:
+    model = make_model(env=FailsOnce(), gamma=0.9, **kwargs)
+    with pytest.raises(ValueError, match="non-finite reward"):
+        model.learn(50)
+    model.learn(10, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    samples = model.replay_buffer._get_samples(np.array([26, 27, 28]))
+    assert samples.discounts is not None
+    np.testing.assert_allclose(samples.discounts.squeeze(1), [0.9**3, 0.9**2, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(samples.dones.squeeze(1), 0.0)  # cut, not terminated: the target bootstraps
+
+
+def test_a_memory_efficient_buffer_does_not_join_episodes_at_a_stop() -> None:
+    kwargs = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+    model = make_model(env=FailsOnce(), **kwargs)
+    with pytest.raises(ValueError, match="non-finite reward"):
+        model.learn(50)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.dones[28, 0] == 1.0
+
+
+def test_hindsight_goals_do_not_reach_across_a_stop() -> None:
+    class FailsOnceHer(BitFlippingEnv):
+        total = 0
+
+        def step(self, action: Any) -> Any:
+            self.total += 1
+            observation, reward, *_ = super().step(action)
+            return observation, np.nan if self.total == 30 else reward, False, False, {}
+
+    env = FailsOnceHer(n_bits=4, continuous=True)
+    model = SoftAC("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, buffer_size=200, device="cpu")
+    with pytest.raises(ValueError, match="non-finite reward"):
+        model.learn(50)
+    model.learn(10, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert isinstance(buffer, HerReplayBuffer)
+    assert buffer.ep_length[:29, 0].tolist() == [29] * 29
+    assert set(buffer.ep_start[29 : buffer.pos, 0].tolist()) == {29}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_spoilt_statistics_are_named_as_the_cause(what: str) -> None:
+    """VecNormalize sees the values before SoftAC does."""
+    env = VecNormalize(make_vec_env(lambda: BadEnv(what, np.nan), n_envs=1, seed=0))
+    model = make_model(env=env, learning_starts=5)
+    with pytest.raises(ValueError, match="VecNormalize has taken it into its statistics: reload those"):
+        model.learn(100)
+    with pytest.raises(ValueError, match="The statistics of VecNormalize are not finite"):
+        model.learn(100)
 
 
 def test_a_non_finite_first_observation() -> None:

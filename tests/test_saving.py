@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -103,6 +103,12 @@ class TestFiles:
         with pytest.warns(UserWarning, match="is a folder. Will save instead to"):
             make_model().save(tmp_path / "model")
         SoftAC.load(tmp_path / "model.zip_2")
+
+    def test_a_symbolic_link_stays_one(self, tmp_path: Path) -> None:
+        (tmp_path / "link.zip").symlink_to(tmp_path / "real.zip")
+        make_model().save(tmp_path / "link.zip")
+        assert (tmp_path / "link.zip").is_symlink()
+        SoftAC.load(tmp_path / "real.zip")
 
     def test_a_failed_save_keeps_the_old_file(self, tmp_path: Path) -> None:
         """SB3 opens the file first, and leaves it empty when an attribute cannot be pickled."""
@@ -254,14 +260,16 @@ class TestReplacedArguments:
             SoftAC.load(tmp_path / "model.zip", tau=2)
         with pytest.raises(ValueError, match="`learning_rat` cannot be replaced at loading: allowed are learning_rate"):
             SoftAC.load(tmp_path / "model.zip", learning_rat=1e-3)
-        with pytest.raises(ValueError, match="policy kwargs"):
+        with pytest.raises(ValueError, match=r"`policy_kwargs` is \{'net_arch': \[8\]\}, but the saved model needs"):
             SoftAC.load(tmp_path / "model.zip", policy_kwargs={"net_arch": [8]})
 
     def test_the_saved_policy_kwargs_may_be_repeated(self, tmp_path: Path) -> None:
         cases: list[dict[str, Any]] = [{}, {"use_sde": True}, {"value_network": True}]
         for kwargs in cases:
-            make_model(**kwargs).save(tmp_path / "model.zip")
-            assert SoftAC.load(tmp_path / "model.zip", policy_kwargs=SMALL, **kwargs).actor.net_arch == SMALL["net_arch"]
+            for net_arch in ([16, 16], (16, 16)):
+                make_model(policy_kwargs={"net_arch": net_arch}, **kwargs).save(tmp_path / "model.zip")
+                loaded = SoftAC.load(tmp_path / "model.zip", policy_kwargs={"net_arch": net_arch})
+                assert loaded.actor.net_arch == [16, 16]
 
     def test_the_users_dicts(self, tmp_path: Path) -> None:
         make_model(n_steps=3).save(tmp_path / "model.zip")
@@ -271,7 +279,7 @@ class TestReplacedArguments:
         SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), replay_buffer_kwargs=None)
         with pytest.raises(ValueError, match=r"`replay_buffer_kwargs` is .* both are arguments of SoftAC"):
             SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), replay_buffer_kwargs={"n_steps": 5, "gamma": 0.5})
-        with pytest.raises(ValueError, match="policy kwargs"):
+        with pytest.raises(ValueError, match=r"`policy_kwargs` is \{\}, but the saved model needs"):
             SoftAC.load(tmp_path / "model.zip", policy_kwargs=None)
 
     def test_a_subclass_and_its_arguments(self, tmp_path: Path) -> None:
@@ -298,7 +306,18 @@ class TestReplacedArguments:
 
     def test_statistics_window(self, tmp_path: Path) -> None:
         make_model().save(tmp_path / "model.zip")
-        assert SoftAC.load(tmp_path / "model.zip", stats_window_size=7)._stats_window_size == 7
+        loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), stats_window_size=3)
+        loaded.learn(40, reset_num_timesteps=False)
+        assert loaded.ep_info_buffer is not None
+        assert len(loaded.ep_info_buffer) == 3
+
+    def test_a_buffer_class_among_the_custom_objects(self, tmp_path: Path) -> None:
+        class Mine(ReplayBuffer):
+            pass
+
+        make_model().save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), custom_objects={"replay_buffer_class": Mine})
+        assert type(loaded.replay_buffer) is Mine
 
     def test_custom_objects_as_rl_zoo_passes_them(self, tmp_path: Path) -> None:
         make_model(learning_rate="lin_1e-3").save(tmp_path / "model.zip")

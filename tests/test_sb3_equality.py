@@ -8,7 +8,9 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
 from sb3_softac import SoftAC
@@ -40,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 def make_sac(**kwargs: Any) -> SAC:
     kwargs.setdefault("policy_kwargs", {"net_arch": [32, 32]})
     env = make_vec_env(RandomEnv, n_envs=kwargs.pop("n_envs", 1), seed=0)
-    sac = SAC("MlpPolicy", env, buffer_size=1000, device="cpu", seed=3, **kwargs)
+    sac = SAC("MlpPolicy", env, **{"buffer_size": 1000, "device": "cpu", "seed": 3, **kwargs})
     sac.set_logger(Logger(None, []))
     fill_buffer(sac)
     return sac
@@ -216,6 +218,37 @@ class TestFromSB3:
         assert model.env is env
         assert model._last_obs is None
         assert model.learn(5, reset_num_timesteps=False).num_timesteps == 25
+
+    def test_a_seed(self) -> None:
+        draws = []
+        for _ in range(2):
+            SoftAC.from_sb3(make_sac(), seed=5)
+            draws.append(th.rand(1).item())
+        assert draws[0] == draws[1]
+
+    def test_hindsight_rewards_come_from_the_new_environment(self) -> None:
+        envs = [make_vec_env(BitFlippingEnv, env_kwargs={"n_bits": 4, "continuous": True}) for _ in range(3)]
+        sac = SAC("MultiInputPolicy", envs[0], replay_buffer_class=HerReplayBuffer, buffer_size=100, device="cpu")
+        model = SoftAC.from_sb3(sac, env=envs[1])
+        assert isinstance(model.replay_buffer, HerReplayBuffer)
+        assert model.replay_buffer.env is model.env is envs[1]
+        model.set_env(envs[2])
+        assert model.replay_buffer.env is envs[2]
+
+    def test_gsde_explores_with_the_weights_that_were_copied(self) -> None:
+        sac = make_sac(use_sde=True)
+        th.nn.init.constant_(sac.actor.log_std, 2.0)
+        matrix = SoftAC.from_sb3(sac).actor.action_dist.exploration_mat  # type: ignore[union-attr]  # gSDE has one
+        assert 3.0 < matrix.std().item() < 15.0  # e² = 7.4
+
+    @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize(("source", "target"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+    def test_from_device_to_device(self, source: str, target: str) -> None:
+        sac = make_sac(device=source)
+        train_with_noise(sac, 3)
+        model = SoftAC.from_sb3(sac, device=target)
+        model.train(3, batch_size=16)
+        assert model.actor.mu.weight.device.type == target
 
     def test_a_bound_below_the_first_temperature(self) -> None:
         sac = make_sac()
