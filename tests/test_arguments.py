@@ -427,10 +427,6 @@ def test_non_finite_dict_observations_are_named() -> None:
         SoftAC("MultiInputPolicy", BadDict(observation_space=DICT)).learn(10)
 
 
-def test_images_are_not_searched_for_nan() -> None:
-    make_model()._refuse_non_finite("observation", np.zeros(3, np.uint8))
-
-
 @pytest.mark.parametrize("steps", [-1, 1.5, float("nan"), "many"])
 def test_learn_needs_a_number_of_steps(steps: Any) -> None:
     with pytest.raises(ValueError, match="`total_timesteps` is "):
