@@ -492,7 +492,7 @@ class SoftAC(OffPolicyAlgorithm):
         if buffer.optimize_memory_usage:
             buffer.dones[last] = True  # as SB3 does: the next observation will be overwritten
         else:
-            buffer.timeouts[last] = np.logical_not(buffer.dones[last])
+            buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Do ``gradient_steps`` gradient steps on batches from the replay buffer, and log their means.

@@ -357,6 +357,26 @@ def test_n_step_returns_do_not_reach_across_a_stop(kwargs: dict[str, Any]) -> No
     np.testing.assert_allclose(samples.dones.squeeze(1), 0.0)  # cut, not terminated: the target bootstraps
 
 
+@pytest.mark.parametrize("terminates", [False, True])
+def test_an_episode_that_ended_by_itself_before_a_stop_keeps_its_end(terminates: bool) -> None:
+    """A time-out still bootstraps, a termination still does not."""
+
+    class FailsAfterTheEnd(RandomEnv):
+        total = 0
+
+        def step(self, action: Any) -> Any:
+            self.total += 1
+            observation, reward, *rest = super().step(action)
+            return observation, np.nan if self.total == 6 else reward, *rest
+
+    model = make_model(env=FailsAfterTheEnd(terminates=terminates))
+    with pytest.raises(ValueError, match="stopped at step 6"):
+        model.learn(50)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.pos == 5
+    assert model.replay_buffer._get_samples(np.array([4])).dones.item() == float(terminates)
+
+
 def test_a_memory_efficient_buffer_does_not_join_episodes_at_a_stop() -> None:
     kwargs = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
     model = make_model(env=FailsOnce(), **kwargs)
