@@ -1,68 +1,120 @@
-"""Train SoftAC and SB3's SAC with the same settings, and evaluate the deterministic policy at the end.
+"""Train SoftAC and its peers with the same number of environment steps, and evaluate the deterministic policy.
 
     python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output docs/returns-halfcheetah.csv
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Settings that are not given are the defaults
-of the two classes, which agree but for the update of the temperature.
+of the classes. With --zoo they come from the hyper-parameter files instead: hyperparams/softac.yml for SoftAC, RL Zoo's own
+tuned file for a peer; --set overrides those of SoftAC.
 """
 
 import argparse
 import csv
+import json
 import multiprocessing
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import rl_zoo3
 import stable_baselines3
 import torch as th
-from stable_baselines3 import SAC
+import yaml
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_softac
 from sb3_softac import SoftAC
+from sb3_softac.zoo import hyperparams_path
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "SoftAC dual": (SoftAC, {}),
+    "SoftAC": (SoftAC, {}),
+    "SoftAC dual": (SoftAC, {"ent_coef_update": "dual"}),
     "SoftAC log": (SoftAC, {"ent_coef_update": "log"}),
     "SoftAC value network": (SoftAC, {"value_network": True}),
+    **{f"SoftAC scale {scale}": (SoftAC, {"target_entropy_scale": scale}) for scale in (0.98, 0.89, 0.7, 0.5)},
     "SB3 SAC": (SAC, {}),
+    "SB3 DQN": (DQN, {}),
 }
 
 
+class Evaluations(BaseCallback):
+    """Mean return of ``n_episodes`` deterministic episodes, ``n_points`` times in equal distances."""
+
+    def __init__(self, env: str, steps: int, n_points: int, n_episodes: int, seed: int) -> None:
+        super().__init__()
+        self.eval_env = make_vec_env(env, seed=seed)
+        self.every = max(steps // n_points, 1)
+        self.n_episodes = n_episodes
+        self.returns: list[float] = []
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every == 0:
+            mean: Any = evaluate_policy(self.model, self.eval_env, n_eval_episodes=self.n_episodes)[0]
+            self.returns.append(round(float(mean), 1))
+        return True
+
+
+def zoo_settings(algorithm: Any, env: str) -> dict[str, Any]:
+    """The constructor arguments that RL Zoo would take from the file of ``algorithm`` for ``env``."""
+    theirs = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algorithm.__name__.lower()}.yml"
+    entry = yaml.safe_load((hyperparams_path() if algorithm is SoftAC else theirs).read_text())[env]
+    settings = {name: value for name, value in entry.items() if name not in ("n_timesteps", "policy")}
+    if isinstance(settings.get("policy_kwargs"), str):
+        settings["policy_kwargs"] = eval(settings["policy_kwargs"])  # as RL Zoo does
+    return settings
+
+
 def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
-    """One training run on one thread, and the mean return of 10 episodes with deterministic actions."""
+    """One training run on one thread, and the mean return of its last evaluation."""
     variant, seed, args = job
     th.set_num_threads(1)
     algorithm, options = VARIANTS[variant]
-    model = algorithm(
-        "MlpPolicy",
-        args.env,
-        learning_starts=args.learning_starts,
-        learning_rate=args.learning_rate,
-        seed=seed,
-        device="cpu",
-        **options,
-    ).learn(args.steps)
-    env = model.get_env()
-    env.seed(10_000 + seed)
-    returns: Any = evaluate_policy(model, env, n_eval_episodes=10, return_episode_rewards=True)[0]
-    alpha = model.temperature.value if isinstance(model, SoftAC) else model.log_ent_coef.exp()
+    settings = {"learning_starts": args.learning_starts, "learning_rate": args.learning_rate}
+    if args.zoo:
+        settings = zoo_settings(algorithm, args.env)
+    if algorithm is SoftAC:
+        settings |= {name: yaml.safe_load(value) for name, value in (pair.split("=") for pair in args.set)}
+    settings |= options
+    model = algorithm("MlpPolicy", args.env, seed=seed, device="cpu", **settings)
+    curve = Evaluations(args.env, args.steps, args.points, 10, seed=10_000 + seed)
+    model.learn(args.steps, callback=curve, log_interval=None)
+    final: Any = evaluate_policy(model, curve.eval_env, n_eval_episodes=args.episodes)[0]
+    alpha: Any = ""
+    if not isinstance(model, DQN):
+        alpha = round(float(model.temperature.value if isinstance(model, SoftAC) else model.log_ent_coef.exp()), 4)
     return {
         "variant": variant,
         "env": args.env,
         "steps": args.steps,
-        "learning_starts": args.learning_starts,
-        "learning_rate": args.learning_rate,
         "seed": seed,
-        "return": round(sum(returns) / len(returns), 1),
-        "alpha": round(float(alpha), 4),
+        "return": round(float(final), 1),
+        "best": max(curve.returns),
+        "curve": " ".join(map(str, curve.returns)),
+        "alpha": alpha,
+        "entropy": round(model.logger.name_to_value.get("train/entropy", float("nan")), 4),
+        "settings": json.dumps(settings),
+        "episodes": args.episodes,
         "sb3_softac": sb3_softac.__version__,
         "stable_baselines3": stable_baselines3.__version__,
+        "rl_zoo3": rl_zoo3.__version__,
         "torch": th.__version__,
         "gymnasium": gym.__version__,
         "python": platform.python_version(),
     }
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace the rows of ``path``."""
+    rows = list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
@@ -71,8 +123,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--learning-starts", type=int, default=1000)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyper-parameter files")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of SoftAC")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["SoftAC dual", "SB3 SAC"])
+    parser.add_argument("--points", type=int, default=10, help="evaluations during training")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes of the last evaluation")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
@@ -81,12 +137,8 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
         for row in pool.imap(run, jobs):
             rows.append(row)
-            print(f"{row['variant']:22} seed {row['seed']}: return {row['return']:9.1f}, alpha {row['alpha']:.4f}", flush=True)
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            with args.output.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(row))
-                writer.writeheader()
-                writer.writerows(rows)
+            print(f"{row['variant']:22} seed {row['seed']}: return {row['return']:9.1f}, alpha {row['alpha']}", flush=True)
+            write(args.output, rows)
 
 
 if __name__ == "__main__":

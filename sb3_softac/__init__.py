@@ -2,10 +2,21 @@
 
 from importlib.metadata import version
 
+from sb3_softac import presets
 from sb3_softac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
-from sb3_softac.schedules import ExponentialSchedule
+from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule
 from sb3_softac.softac import SoftAC
 
-__all__ = ["CnnPolicy", "ExponentialSchedule", "MlpPolicy", "MultiInputPolicy", "SoftAC", "SoftACPolicy", "__version__"]
+__all__ = [
+    "CnnPolicy",
+    "ExponentialSchedule",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "SoftAC",
+    "SoftACPolicy",
+    "StaircaseSchedule",
+    "__version__",
+    "presets",
+]
 
 __version__ = version("sb3-softac")

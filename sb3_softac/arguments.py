@@ -13,6 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
+#: chosen by measurement, see docs/benchmarks.md
+DEFAULT_TARGET_ENTROPY_SCALE = 0.7
 
 
 def _refuse(name: str, value: object, allowed: str) -> NoReturn:
@@ -58,13 +60,28 @@ def check_real(name: str, value: Any, low: float = -math.inf, high: float = math
     return float(value)
 
 
-def check_action_space(space: spaces.Space[Any]) -> None:
-    """Only a ``Box`` whose bounds can be rescaled to [−1, 1] and back.
+def _refuse_for_discrete_actions(arguments: Mapping[str, Any], unused: Mapping[str, Any]) -> None:
+    """Refuse what differs from its value in ``unused``: with discrete actions it would be ignored."""
+    for name, default in unused.items():
+        value = arguments[name]
+        if (tuple(value) if isinstance(value, list) else value) != default:
+            _refuse(name, value, f"{default!r} with discrete actions, for which it has no meaning")
 
-    :raises ValueError: another space, infinite bounds, or bounds whose difference overflows
+
+def check_action_space(space: spaces.Space[Any], use_sde: bool = False) -> None:
+    """Only a ``Discrete`` with a choice, or a ``Box`` whose bounds can be rescaled to [−1, 1] and back.
+
+    :param space: action space of the environment
+    :param use_sde: whether gSDE is asked for, which needs a ``Box``
+    :raises ValueError: another space, a single action, infinite bounds, or bounds whose difference overflows
     """
+    if isinstance(space, spaces.Discrete):
+        _refuse_for_discrete_actions({"use_sde": use_sde}, {"use_sde": False})
+        if space.n < 2:
+            raise ValueError(f"The action space is {space}, but there must be at least two actions to choose from.")
+        return
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"The action space is {space}, but SoftAC supports spaces.Box only.")
+        raise ValueError(f"The action space is {space}, but SoftAC supports spaces.Box and spaces.Discrete only.")
     if not np.issubdtype(space.dtype, np.floating):
         raise ValueError(
             f"The action space {space} has dtype {space.dtype}, but continuous actions need a floating-point one."
@@ -136,6 +153,9 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
     check_choice("ent_coef_update", arguments["ent_coef_update"], ("dual", "log", "exp"))
     if arguments["ent_coef_max"] is not None:
         check_real("ent_coef_max", arguments["ent_coef_max"], above=0.0)
+    check_real("target_entropy_scale", arguments["target_entropy_scale"], 0.0)
+    if arguments["target_entropy_scale"] >= 1.0:
+        _refuse("target_entropy_scale", arguments["target_entropy_scale"], "at least 0 and below 1")
     if arguments["target_entropy"] != "auto":
         try:
             target_entropy = float(arguments["target_entropy"])
@@ -143,22 +163,32 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
             target_entropy = math.nan
         if not math.isfinite(target_entropy):
             _refuse("target_entropy", arguments["target_entropy"], "'auto' or a finite number")
+        if arguments["target_entropy_scale"] != DEFAULT_TARGET_ENTROPY_SCALE:
+            _refuse(
+                "target_entropy_scale",
+                arguments["target_entropy_scale"],
+                f"left out beside `target_entropy`={arguments['target_entropy']}, which would override it",
+            )
     ent_coef = arguments["ent_coef"]
     if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
         return
-    unused = {"ent_coef_update": "dual", "ent_coef_max": None, "ent_coef_learning_rate": None, "target_entropy": "auto"}
+    unused: dict[str, Any] = {"ent_coef_update": "dual", "ent_coef_max": None, "ent_coef_learning_rate": None}
+    unused |= {"target_entropy": "auto", "target_entropy_scale": DEFAULT_TARGET_ENTROPY_SCALE}
     for name, default in unused.items():
         if arguments[name] != default:
             _refuse(name, arguments[name], f"{default!r} with a fixed temperature (`ent_coef`={ent_coef!r}), which ignores it")
 
 
-def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Space[Any], n_envs: int) -> dict[str, Any]:
+def check_arguments(
+    arguments: Mapping[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int
+) -> dict[str, Any]:
     """Check the arguments of ``SoftAC`` that need no network, and return those that have one normal form in it.
 
     Rates, schedules and ``ent_coef`` are checked where they are parsed, policy arguments in :func:`check_policy_arguments`.
 
     :param arguments: argument values by name; ``automatic_replay_buffer`` tells whether the buffer class was left to SB3
     :param observation_space: of the environment
+    :param action_space: of the environment
     :param n_envs: number of environments
     :return: the integer arguments as int, ``train_freq`` as a pair
     :raises ValueError: a value out of range, or options that contradict each other
@@ -193,6 +223,9 @@ def check_arguments(arguments: Mapping[str, Any], observation_space: spaces.Spac
     if not arguments["value_network"] and arguments["value_learning_rate"] is not None:
         _refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
     _check_temperature(arguments)
+    if isinstance(action_space, spaces.Discrete):
+        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False}
+        _refuse_for_discrete_actions(arguments, unused)
     _check_exploration(arguments)
     _check_replay_buffer({**arguments, **normal}, observation_space)
     return normal
@@ -239,10 +272,13 @@ def _check_log_std(arguments: Mapping[str, Any]) -> None:
             _refuse("log_std_init", init, f"inside `log_std_bounds`={tuple(bounds)}")
 
 
-def check_policy_arguments(arguments: Mapping[str, Any]) -> tuple[int, list[int] | dict[str, list[int]]]:
+def check_policy_arguments(
+    arguments: Mapping[str, Any], action_space: spaces.Space[Any]
+) -> tuple[int, list[int] | dict[str, list[int]]]:
     """Check the arguments of ``SoftACPolicy``, which reach it as ``policy_kwargs``.
 
     :param arguments: argument values by name
+    :param action_space: of the environment
     :return: ``n_critics`` and ``net_arch``, with integers
     :raises ValueError: a value out of range, or options that contradict each other
     """
@@ -260,6 +296,16 @@ def check_policy_arguments(arguments: Mapping[str, Any]) -> tuple[int, list[int]
     )
     if any(True for _ in arguments["activation_fn"]().parameters()):
         _refuse("activation_fn", arguments["activation_fn"], "without parameters, which all critics would share")
+    if isinstance(action_space, spaces.Discrete):
+        unused: dict[str, Any] = {
+            "use_sde": False,
+            "log_std_init": None,
+            "use_expln": False,
+            "clip_mean": 2.0,
+            "log_std_mode": "state",
+        }
+        unused |= {"log_std_bounds": DEFAULT_LOG_STD_BOUNDS, "log_std_bounding": "clamp"}
+        _refuse_for_discrete_actions(arguments, unused)
     _check_log_std(arguments)
     if not arguments["use_sde"]:
         for name, default in (("use_expln", False), ("clip_mean", 2.0)):

@@ -1,20 +1,26 @@
-"""From a trained SB3 ``SAC`` to our layout: arguments, weights, optimizer state and counters.
+"""From another model to ours: arguments, weights, optimizer state and counters of SB3's ``SAC``; weights of a ``SoftAC``.
 
 It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics.
 """
 
 import copy
+import io
+import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.save_util import load_from_zip_file
 from torch import nn
 
 from sb3_softac.policies import SoftACPolicy
 from sb3_softac.temperature import LearnedTemperature, LogTemperature, Temperature
+
+if TYPE_CHECKING:
+    from sb3_softac.softac import SoftAC
 
 Tensors = dict[str, th.Tensor]
 
@@ -182,11 +188,64 @@ def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
     _copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
 
 
+def load_source(source: Any) -> "SAC | SoftAC":
+    """The model to start from; a file is loaded without its replay buffer.
+
+    :raises ValueError: neither a model nor a file of ``SoftAC`` or SB3's ``SAC``
+    """
+    from sb3_softac.softac import SoftAC  # which imports this module
+
+    if isinstance(source, SAC | SoftAC):
+        return source
+    if not isinstance(source, str | pathlib.Path | io.BufferedIOBase):
+        raise ValueError(f"`source` is a {type(source).__name__}, but it must be a SoftAC, an SB3 SAC, or a file of one.")
+    data = load_from_zip_file(source, load_data=True, device="cpu")[0] or {}
+    if isinstance(source, io.BufferedIOBase):
+        source.seek(0)
+    if "batch_norm_stats" in data:  # an attribute of SAC alone
+        return SAC.load(source, device="cpu", buffer_size=1)
+    if "_built_for" in data:  # one of ours
+        return SoftAC.load(source, device="cpu")
+    raise ValueError(f"`source` is {str(source)!r}, but it must be a file that SoftAC or SB3's SAC saved.")
+
+
+def copy_weights(source: "SAC | SoftAC", policy: SoftACPolicy) -> None:
+    """Copy the weights of all networks, and change nothing if one does not fit.
+
+    :raises ValueError: a network that only one side has, or a parameter whose shapes differ
+    """
+    theirs: Tensors = {}
+    for name, network in source.policy.named_children():
+        convert: Any = stack_critics if isinstance(source, SAC) and name.startswith("critic") else dict
+        theirs |= {f"{name}.{key}": tensor for key, tensor in convert(network.state_dict()).items()}
+    own = policy.state_dict()
+    differing = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"`source` does not fit this model: {name} has shape {tuple(theirs[name].shape)} there and "
+            f"{tuple(own[name].shape)} here."
+        )
+    for side, names, others in (("here", own, theirs), ("there", theirs, own)):
+        missing = [name for name in names if name not in others]
+        if missing:
+            name, tensor = missing[0], names[missing[0]]
+            raise ValueError(f"`source` does not fit this model: {name} of shape {tuple(tensor.shape)} exists only {side}.")
+    policy.load_state_dict(theirs)
+
+
+def ent_coef_of(source: "SAC | SoftAC") -> float:
+    """The α that ``source`` would use next."""
+    if not isinstance(source, SAC):
+        return float(source.temperature.value)
+    return float(source.ent_coef_tensor if source.log_ent_coef is None else source.log_ent_coef.detach().exp())
+
+
 def copy_temperature(sac: SAC, temperature: Temperature) -> None:
     """Copy a learned α, and its optimizer where the update is SB3's own."""
     if sac.log_ent_coef is None or not isinstance(temperature, LearnedTemperature):
         return
-    temperature.set_value(float(sac.log_ent_coef.detach().exp()))
+    temperature.set_value(ent_coef_of(sac))
     if type(temperature) is LogTemperature and sac.ent_coef_optimizer is not None:
         with th.no_grad():
             temperature.log_ent_coef.copy_(sac.log_ent_coef.squeeze())

@@ -1,13 +1,18 @@
 """Action distributions of the actor, with the exact log-density of a tanh-squashed Gaussian.
 
-They extend SB3's distributions and keep their interface, so that SB3's ``Actor`` uses them unchanged.
+They extend SB3's distributions and keep their interface, so that SB3's ``Actor`` uses them unchanged. What the actor says
+about the actions at a batch of states is a :class:`SampledActions` or an :class:`ActionProbabilities`: both know how an
+expectation over the actions is taken, so the training step need not ask.
 """
 
 import math
+from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, StateDependentNoiseDistribution
 from torch.nn import functional as F
+
+from sb3_softac import losses
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -86,3 +91,38 @@ class SquashedStateDependentNoise(StateDependentNoiseDistribution):
         deviation = self.get_noise(self._latent_sde)
         pre_tanh = mean_actions + deviation
         return th.tanh(pre_tanh), squashed_log_density(deviation / std, std.log(), pre_tanh)
+
+
+class SampledActions(NamedTuple):
+    """One reparametrised action per state: an expectation over π is its one-sample estimate."""
+
+    actions: th.Tensor  # (B, A), scaled to [−1, 1]
+    log_prob: th.Tensor  # (B,), in nats
+
+    def soft_value(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        """V(s), (B,), from the value of the sampled actions (B,)."""
+        return losses.soft_value(q, self.log_prob, ent_coef)
+
+    def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        """J_π, (), from the value of the sampled actions (B,)."""
+        return losses.actor_loss(q, self.log_prob, ent_coef)
+
+
+class ActionProbabilities(NamedTuple):
+    """π(a|s) of every discrete action: an expectation over π is an exact sum."""
+
+    log_probs: th.Tensor  # (B, A), in nats
+    actions: None = None  # no choice among them: the critics return the values of all
+
+    @property
+    def log_prob(self) -> th.Tensor:
+        """Σ_a π(a|s) log π(a|s), the negative entropy in each state, (B,)."""
+        return (self.log_probs.exp() * self.log_probs).sum(dim=1)
+
+    def soft_value(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        """V(s), (B,), from the values of all actions (B, A)."""
+        return losses.discrete_soft_value(q, self.log_probs, ent_coef)
+
+    def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+        """J_π, (), from the values of all actions (B, A)."""
+        return losses.discrete_actor_loss(q, self.log_probs, ent_coef)

@@ -1,7 +1,7 @@
 """The equations of soft actor-critic, one function each: tensors in, tensors out.
 
-Shapes, the same everywhere: B batch size, N critics. Everything that an equation holds constant is detached inside its
-function, so that a loss can only reach what it is meant to train. Sources are given by arXiv number.
+Shapes, the same everywhere: B batch size, N critics, A discrete actions. Everything that an equation holds constant is
+detached inside its function, so that a loss can only reach what it is meant to train. Sources are given by arXiv number.
 """
 
 from typing import Literal
@@ -24,17 +24,25 @@ def _check(q_values: th.Tensor | None = None, **vectors: th.Tensor) -> None:
             raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected (B,) with B = {tuple(batch)}.")
 
 
+def _check_all_actions(**matrices: th.Tensor) -> None:
+    """Refuse anything but one common shape (B, A)."""
+    shapes = {name: tuple(matrix.shape) for name, matrix in matrices.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
+        raise ValueError(f"The shapes are {shapes}, expected one common (B, A).")
+
+
 def reduce_critics(q_values: th.Tensor, how: CriticReduction) -> th.Tensor:
-    """R_i Q_i: one estimate out of N critics.
+    """R_i Q_i: one estimate out of N critics, elementwise.
 
     The minimum is clipped double Q-learning (1802.09477, eq. 10, taken over N), the mean is what softlearning's code and
     REDQ's actor use (2101.05982), the first critic alone is Spinning Up's page.
 
-    :param q_values: (N, B)
+    :param q_values: (N, B), or (N, B, A) for every discrete action
     :param how: ``"min"``, ``"mean"`` or ``"first"``
-    :return: (B,)
+    :return: (B,) or (B, A)
     """
-    _check(q_values)
+    if q_values.ndim not in (2, 3):
+        raise ValueError(f"q_values has shape {tuple(q_values.shape)}, expected (N, B) or (N, B, A).")
     if how == "min":
         return q_values.amin(dim=0)
     if how == "mean":
@@ -52,6 +60,18 @@ def soft_value(q: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Ten
     """
     _check(q=q, log_prob=log_prob)
     return q - ent_coef * log_prob
+
+
+def discrete_soft_value(q: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """Soft state value as an exact sum, V(s) = Σ_a π(a|s)·(Q(s, a) − α log π(a|s)) (1910.07207, eq. 10).
+
+    :param q: (B, A) reduced value of every action
+    :param log_probs: (B, A) log π(a|s), in nats
+    :param ent_coef: () temperature α
+    :return: (B,)
+    """
+    _check_all_actions(q=q, log_probs=log_probs)
+    return (log_probs.exp() * (q - ent_coef * log_probs)).sum(dim=1)
 
 
 def bellman_target(
@@ -109,11 +129,22 @@ def actor_loss(q: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> th.Ten
     return -soft_value(q, log_prob, ent_coef.detach()).mean()
 
 
+def discrete_actor_loss(q: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """J_π = mean_B Σ_a π(a|s)·(α log π(a|s) − Q(s, a)) (1910.07207, eq. 12).
+
+    :param q: (B, A) reduced value of every action, held constant
+    :param log_probs: (B, A) log π(a|s), in nats
+    :param ent_coef: () temperature α, held constant
+    :return: ()
+    """
+    return -discrete_soft_value(q.detach(), log_probs, ent_coef.detach()).mean()
+
+
 def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
     """J(α) = α·(Ĥ − H̄) with Ĥ = −mean_B log π (1812.05905, eqs. 17 and 18), so that dJ/dα = Ĥ − H̄.
 
     :param ent_coef: () α itself, the Lagrange multiplier
-    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param log_prob: (B,) log π(ã|s), or Σ_a π log π of discrete actions, in nats, held constant
     :param target_entropy: H̄, in nats
     :return: ()
     """
@@ -127,7 +158,7 @@ def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_en
     Deviation from 1812.05905, eq. 18: α is replaced by log α, which drops a factor α from the gradient.
 
     :param log_ent_coef: () log α
-    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param log_prob: (B,) log π(ã|s), or Σ_a π log π of discrete actions, in nats, held constant
     :param target_entropy: H̄, in nats
     :return: ()
     """
@@ -138,7 +169,7 @@ def exp_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_en
     """J(log α) = −α · mean_B (log π + H̄) with α = e^{log α}, the form of softlearning and CleanRL.
 
     :param log_ent_coef: () log α
-    :param log_prob: (B,) log π(ã|s), in nats, held constant
+    :param log_prob: (B,) log π(ã|s), or Σ_a π log π of discrete actions, in nats, held constant
     :param target_entropy: H̄, in nats
     :return: ()
     """

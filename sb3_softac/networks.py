@@ -59,7 +59,7 @@ class StackedLayerNorm(nn.Module):
 
 
 class StackedMLP(nn.Module):
-    """N independent perceptrons with one output each, evaluated together.
+    """N independent perceptrons, evaluated together.
 
     Hidden layers are linear → dropout → layer normalisation → activation, the order of DroQ (2110.02034).
 
@@ -69,6 +69,7 @@ class StackedMLP(nn.Module):
     :param activation_fn: elementwise activation
     :param layer_norm: normalise the hidden layers
     :param dropout_rate: probability of dropping a hidden unit, 0 for no dropout
+    :param n_outputs: outputs of each member
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StackedMLP(nn.Module):
         activation_fn: type[nn.Module],
         layer_norm: bool = False,
         dropout_rate: float = 0.0,
+        n_outputs: int = 1,
     ) -> None:
         super().__init__()
         self.n_members = n_members
@@ -91,14 +93,14 @@ class StackedMLP(nn.Module):
                 self.hidden.append(StackedLayerNorm(n_members, units))
             self.hidden.append(activation_fn())
             in_features = units
-        self.output = StackedLinear(n_members, in_features, 1)
+        self.output = StackedLinear(n_members, in_features, n_outputs)
 
     def forward(self, inputs: th.Tensor, members: Members = None) -> th.Tensor:
         """Evaluate the chosen members on the same inputs.
 
         :param inputs: (B, in)
         :param members: indices (M,), a slice of the N members, or None for all
-        :return: (M, B)
+        :return: (M, B, outputs)
         """
         n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
         hidden = inputs.expand(n_chosen, *inputs.shape)
@@ -106,7 +108,7 @@ class StackedMLP(nn.Module):
             stacked = isinstance(layer, StackedLinear | StackedLayerNorm)
             hidden = layer(hidden, members) if stacked else layer(hidden)
         output: th.Tensor = self.output(hidden, members)
-        return output.squeeze(-1)
+        return output
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:

@@ -5,19 +5,26 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac import policies as sb3_policies
 from torch import nn
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
-from sb3_softac.distributions import SquashedGaussian, SquashedStateDependentNoise
+from sb3_softac.distributions import ActionProbabilities, SampledActions, SquashedGaussian, SquashedStateDependentNoise
 from sb3_softac.networks import Members, StackedMLP, WeightInit, initialise, scale_outputs
 
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
+ActionSpace = spaces.Box | spaces.Discrete
 
 
 def _initialise_network(
@@ -121,15 +128,88 @@ class Actor(sb3_policies.Actor):
             return mean_actions, low + 0.5 * (high - low) * (1.0 + th.tanh(raw)), {}
         return mean_actions, raw.clamp(low, high), {}
 
-    def mean_log_std(self) -> th.Tensor:
+    def policy_at(self, obs: PyTorchObs) -> SampledActions:
+        """π(·|s) as one sampled action per state, for observations (B, ...)."""
+        return SampledActions(*self.action_log_prob(obs))
+
+    def metrics(self) -> dict[str, th.Tensor]:
         """Mean log σ of the newest batch that was sampled; with gSDE, of the noise matrix."""
         if isinstance(self.action_dist, SquashedStateDependentNoise):
-            return self.get_std().detach().log().mean()
-        return self.action_dist.log_std.mean()
+            return {"log_std": self.get_std().detach().log().mean()}
+        return {"log_std": self.action_dist.log_std.mean()}
+
+
+class CategoricalActor(BasePolicy):
+    """Policy over discrete actions, π(a|s) = softmax(logits(s)) (1910.07207). Actions count from 0.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param net_arch: units of the hidden layers
+    :param features_extractor: network that turns observations into features
+    :param features_dim: number of features
+    :param activation_fn: activation of the hidden layers
+    :param normalize_images: divide images by 255
+    :param weight_init: see ``SoftACPolicy``
+    :param final_init_scale: see ``SoftACPolicy``
+    """
+
+    action_space: spaces.Discrete
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        weight_init: WeightInit = "default",
+        final_init_scale: float | None = None,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
+        )
+        self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.logits = nn.Linear(net_arch[-1] if net_arch else features_dim, int(action_space.n))
+        _initialise_network(self.latent_pi, [self.logits], activation_fn, weight_init, final_init_scale)
+
+    def log_probs(self, obs: PyTorchObs) -> th.Tensor:
+        """log π(a|s) of every action, (B, |A|) for observations (B, ...)."""
+        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        return th.log_softmax(self.logits(latent), dim=1)
+
+    def policy_at(self, obs: PyTorchObs) -> ActionProbabilities:
+        """π(·|s) as the probabilities of all actions, for observations (B, ...)."""
+        return ActionProbabilities(self.log_probs(obs))
+
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Sample an action for each state.
+
+        :param obs: (B, ...)
+        :return: actions (B,) and their log π(a|s) (B,), in nats
+        """
+        log_probs = self.log_probs(obs)
+        actions = th.multinomial(log_probs.exp(), 1)
+        return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """The most probable action of each state, or a sampled one, (B,)."""
+        return self.log_probs(obs).argmax(dim=1) if deterministic else self.action_log_prob(obs)[0]
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
+
+    def metrics(self) -> dict[str, th.Tensor]:
+        """Nothing beside the entropy."""
+        return {}
 
 
 class StackedCritics(BaseModel):
     """N critics Q_i(s, a) as one batched network behind one features extractor.
+
+    With ``Box`` actions the action is an input of the networks, with ``Discrete`` ones they have an output for each.
 
     :param observation_space: observation space
     :param action_space: action space
@@ -151,7 +231,7 @@ class StackedCritics(BaseModel):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: ActionSpace,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
@@ -169,26 +249,35 @@ class StackedCritics(BaseModel):
         )
         self.n_critics = n_critics
         self.share_features_extractor = share_features_extractor
-        inputs = features_dim + get_action_dim(action_space)
-        self.q_networks = StackedMLP(n_critics, inputs, net_arch, activation_fn, layer_norm, dropout_rate)
+        self.discrete = isinstance(action_space, spaces.Discrete)
+        inputs = features_dim + (0 if self.discrete else get_action_dim(action_space))
+        n_outputs = int(action_space.n) if isinstance(action_space, spaces.Discrete) else 1
+        self.q_networks = StackedMLP(n_critics, inputs, net_arch, activation_fn, layer_norm, dropout_rate, n_outputs)
         _initialise_network(self.q_networks.hidden, [self.q_networks.output], activation_fn, weight_init, final_init_scale)
 
-    def q_values(self, obs: PyTorchObs, actions: th.Tensor, members: Members = None) -> th.Tensor:
+    def q_values(self, obs: PyTorchObs, actions: th.Tensor | None = None, members: Members = None) -> th.Tensor:
         """Q_i(s, a) of the chosen critics.
 
         :param obs: (B, ...)
-        :param actions: (B, A), scaled to [−1, 1]
+        :param actions: (B, A), scaled to [−1, 1]; discrete ones (B,) or (B, 1), counted from 0, or None for all of them
         :param members: indices (M,), a slice of the N critics, or None for all
-        :return: (M, B)
+        :return: (M, B), or (M, B, |A|) for all discrete actions
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
-        q_values: th.Tensor = self.q_networks(th.cat([features, actions], dim=1), members)
-        return q_values
+        if not self.discrete:
+            assert actions is not None, "only discrete actions can be enumerated"
+            q_values: th.Tensor = self.q_networks(th.cat([features, actions], dim=1), members)
+            return q_values.squeeze(2)
+        q_values = self.q_networks(features, members)
+        if actions is None:
+            return q_values
+        return q_values.gather(2, actions.reshape(1, -1, 1).expand(len(q_values), -1, 1)).squeeze(2)
 
-    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
-        """Q_i(s, a) as SB3 returns them: N tensors (B, 1)."""
-        return tuple(q.unsqueeze(1) for q in self.q_values(obs, actions))
+    def forward(self, obs: PyTorchObs, actions: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
+        """Q_i(s, a) as SB3 returns them: N tensors (B, 1), or (B, |A|) for all discrete actions."""
+        q_values = self.q_values(obs, actions)
+        return tuple(q_values if q_values.ndim == 3 else q_values.unsqueeze(2))
 
 
 class ValueNetwork(BaseModel):
@@ -211,7 +300,7 @@ class ValueNetwork(BaseModel):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: ActionSpace,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
@@ -233,7 +322,7 @@ class ValueNetwork(BaseModel):
         with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
         values: th.Tensor = self.v_network(features)
-        return values.T
+        return values.squeeze(0)
 
 
 Network = TypeVar("Network", StackedCritics, ValueNetwork)
@@ -243,7 +332,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     """Policy of ``SoftAC``: SB3's ``SACPolicy`` with stacked critics, an optional value network and more choices.
 
     :param observation_space: observation space
-    :param action_space: action space
+    :param action_space: a ``Box``, or a ``Discrete``, for which the options of log σ and gSDE have no meaning
     :param lr_schedule: learning rate at construction; ``SoftAC`` sets each network's own rate before it trains
     :param net_arch: units of the hidden layers of all networks, or ``dict(pi=..., qf=..., vf=...)`` for actor, critics and
         value network (``vf`` by default as ``qf``); default [256, 256]
@@ -274,7 +363,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
-    actor: Actor
+    actor: Any  #: Actor, or CategoricalActor for discrete actions: a union would hide the attributes of each
     critic: StackedCritics  # type: ignore[assignment]  # SB3 declares its own unstacked critics here
     critic_target: StackedCritics | None  # type: ignore[assignment]  # None with a value network
     value_net: ValueNetwork | None
@@ -284,7 +373,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Box,
+        action_space: ActionSpace,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -309,7 +398,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        n_critics, net_arch = check_policy_arguments(locals())
+        n_critics, net_arch = check_policy_arguments(locals(), action_space)
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
@@ -322,7 +411,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         self.regularisation_kwargs = {"layer_norm": layer_norm, "dropout_rate": dropout_rate}
         super().__init__(
             observation_space,
-            action_space,
+            action_space,  # type: ignore[arg-type]  # SB3 only passes it on
             lr_schedule,
             net_arch=net_arch,
             activation_fn=activation_fn,
@@ -353,7 +442,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         else:
             self.critic_target = self._follow(self.make_critic(), self.critic)
 
-    def _add_optimizer(self, network: Actor | StackedCritics | ValueNetwork, lr_schedule: Schedule) -> None:
+    def _add_optimizer(self, network: Actor | CategoricalActor | StackedCritics | ValueNetwork, lr_schedule: Schedule) -> None:
         shared = network is not self.actor and self.share_features_extractor
         parameters = [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
         kwargs = dict(self.optimizer_kwargs)
@@ -375,7 +464,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
                 module.train()  # ... but DroQ's targets are drawn with dropout (2110.02034, algorithm 2)
         return target
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
+        if isinstance(self.action_space, spaces.Discrete):
+            kwargs = {**self.net_args, **self.init_kwargs}
+            return CategoricalActor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
         kwargs = {**self.actor_kwargs, **self.log_std_kwargs, **self.init_kwargs}
         return Actor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
@@ -389,6 +481,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         if isinstance(self.net_arch, dict):
             kwargs["net_arch"] = self.net_arch.get("vf", self.net_arch["qf"])
         return ValueNetwork(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions: th.Tensor = self.actor(observation, deterministic)
+        return actions + int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else actions
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

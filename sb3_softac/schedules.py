@@ -9,7 +9,12 @@ import numbers
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-GRAMMAR = '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential)'
+from sb3_softac.arguments import check_count
+
+GRAMMAR = (
+    '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential), '
+    '"lin_3e-4_1e-10_100" or "exp_3e-4_1e-10_100" (the same in 100 stairs)'
+)
 
 
 class ExponentialSchedule:
@@ -32,6 +37,26 @@ class ExponentialSchedule:
         return f"ExponentialSchedule(start={self.start}, end={self.end})"
 
 
+class StaircaseSchedule:
+    """Decay by epoch: another schedule in stairs of equal length, the first at its start and the last at its end.
+
+    :param schedule: the schedule that decays by step
+    :param n_stairs: number of stairs, at least 2; with as many stairs as epochs the value changes once in each
+    """
+
+    def __init__(self, schedule: Schedule, n_stairs: int) -> None:
+        self.schedule = schedule
+        self.n_stairs = check_count("n_stairs", n_stairs, 2)
+
+    def __call__(self, progress_remaining: float) -> float:
+        # The tolerance keeps a rounding error at a boundary from repeating a stair.
+        stair = min(math.floor((1.0 - progress_remaining) * self.n_stairs + 1e-9), self.n_stairs - 1)
+        return float(self.schedule(1.0 - stair / (self.n_stairs - 1)))
+
+    def __repr__(self) -> str:
+        return f"StaircaseSchedule({self.schedule!r}, n_stairs={self.n_stairs})"
+
+
 def _parse_string(name: str, text: str) -> Schedule:
     kind, *fields = text.split("_") if "_" in text else ("constant", text)
     try:
@@ -45,11 +70,14 @@ def _parse_string(name: str, text: str) -> Schedule:
             schedule = LinearSchedule(start, 0.0, 1.0)
         case "lin", [start, end]:
             schedule = LinearSchedule(start, end, 1.0)
+        case (("lin" | "exp"), [_, _, stairs]) if stairs >= 2.0 and stairs.is_integer():
+            return StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(stairs))
         case "exp", [start, end] if start > 0.0 and end > 0.0:
             schedule = ExponentialSchedule(start, end)
         case _:
             raise ValueError(
-                f"`{name}` is {text!r}, which is no schedule: allowed are {GRAMMAR}, where both ends of exp are above 0."
+                f"`{name}` is {text!r}, which is no schedule: allowed are {GRAMMAR}, where both ends of exp are above 0 and "
+                "there are at least 2 stairs."
             )
     if not all(math.isfinite(value) and value >= 0.0 for value in values):
         raise ValueError(f"`{name}` is {text!r}, but its values must be finite and at least 0.")

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import os
 import pathlib
 import warnings
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
@@ -29,12 +31,12 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import conversion, losses
-from sb3_softac.arguments import check_action_space, check_arguments, check_count
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_action_space, check_arguments, check_count
+from sb3_softac.distributions import ActionProbabilities, SampledActions
 from sb3_softac.losses import CriticReduction
 from sb3_softac.networks import Members
 from sb3_softac.policies import (
     SB3_EQUIVALENTS,
-    Actor,
     CnnPolicy,
     MlpPolicy,
     MultiInputPolicy,
@@ -57,7 +59,7 @@ class Batch(NamedTuple):
     """Transitions of one gradient step; B is the batch size."""
 
     observations: PyTorchObs  # (B, ...)
-    actions: th.Tensor  # (B, A), scaled to [-1, 1]
+    actions: th.Tensor  # (B, A), scaled to [-1, 1]; discrete ones (B,), counted from 0
     next_observations: PyTorchObs  # (B, ...)
     dones: th.Tensor  # (B,), 1 for a true termination only
     rewards: th.Tensor  # (B,)
@@ -72,7 +74,7 @@ class SoftAC(OffPolicyAlgorithm):
     (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
-    :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box``
+    :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box`` or ``Discrete``
     :param learning_rate: rate of every network and of the temperature, unless one has its own
     :param buffer_size: capacity of the replay buffer, in transitions
     :param learning_starts: environment steps before the first update
@@ -89,7 +91,8 @@ class SoftAC(OffPolicyAlgorithm):
     :param ent_coef: temperature α, in units of reward per nat: a number, a schedule, ``"auto"`` (learned from 1) or
         ``"auto_0.1"`` (learned from 0.1)
     :param target_update_interval: gradient steps between two updates of the targets, counted over the whole training
-    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension
+    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension,
+        for discrete actions ``target_entropy_scale``·log|A|
     :param use_sde: generalized state-dependent exploration
     :param sde_sample_freq: steps between two draws of the gSDE noise matrix; −1 for one per rollout
     :param use_sde_at_warmup: gSDE in place of uniform random actions at the start
@@ -115,6 +118,8 @@ class SoftAC(OffPolicyAlgorithm):
     :param ent_coef_learning_rate: rate of a learned α; None for ``learning_rate``
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
     :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
+    :param target_entropy_scale: the automatic H̄ of ``Discrete`` actions as a fraction of log|A|, the entropy of the uniform
+        policy, in [0, 1); ``Box`` actions have −A at any scale
     :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
     :raises ValueError: a value out of range, or options that contradict each other
@@ -126,7 +131,7 @@ class SoftAC(OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: SoftACPolicy
-    actor: Actor
+    actor: Any  #: Actor, or CategoricalActor for discrete actions: a union would hide the attributes of each
     critic: StackedCritics
     critic_target: StackedCritics | None
     value_net: ValueNetwork | None
@@ -170,6 +175,7 @@ class SoftAC(OffPolicyAlgorithm):
         target_subset: int | None = None,
         ent_coef_update: TemperatureUpdate = "dual",
         ent_coef_max: float | None = None,
+        target_entropy_scale: float = DEFAULT_TARGET_ENTROPY_SCALE,
         actor_learning_rate: Rate | None = None,
         critic_learning_rate: Rate | None = None,
         value_learning_rate: Rate | None = None,
@@ -183,7 +189,7 @@ class SoftAC(OffPolicyAlgorithm):
             raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
         if env is not None:
             env = self._wrap_env(maybe_make_env(env, verbose), verbose)
-            check_action_space(env.action_space)  # SB3 asserts some of it
+            check_action_space(env.action_space, use_sde)  # SB3 asserts some of it
         for name, value in (("use_sde", use_sde), ("value_network", value_network)):
             if (policy_kwargs or {}).get(name, value) != value:
                 raise ValueError(f"`policy_kwargs` contains {name}, but it must be an argument of SoftAC itself.")
@@ -224,6 +230,7 @@ class SoftAC(OffPolicyAlgorithm):
         self.target_subset = target_subset
         self.ent_coef_update: TemperatureUpdate = ent_coef_update
         self.ent_coef_max = ent_coef_max
+        self.target_entropy_scale = target_entropy_scale
         self.actor_learning_rate = actor_learning_rate
         self.critic_learning_rate = critic_learning_rate
         self.value_learning_rate = value_learning_rate
@@ -235,6 +242,8 @@ class SoftAC(OffPolicyAlgorithm):
         self._automatic_replay_buffer = replay_buffer_class is None
         #: what the weights in a saved file were built for; None until they are built
         self._built_for: dict[str, Any] | None = None
+        #: the target entropy that replaced "auto", so that `load` can tell it from one that was asked for
+        self._automatic_target_entropy: float | None = None
         self._seed_at_setup = True
         #: whether weights are put in place after the setup, by `load` or `from_sb3`
         self._weights_follow = False
@@ -258,10 +267,12 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._refuse_other_architecture()
-        check_action_space(self.action_space)
+        check_action_space(self.action_space, self.use_sde)
+        if self.target_entropy == self._automatic_target_entropy:
+            self.target_entropy = "auto"
         arguments = {"automatic_replay_buffer": self._automatic_replay_buffer}
         arguments |= {name: getattr(self, name) for name in self._option_names() if hasattr(self, name)}
-        self.__dict__.update(check_arguments(arguments, self.observation_space, self.n_envs))
+        self.__dict__.update(check_arguments(arguments, self.observation_space, self.action_space, self.n_envs))
         self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde}
         if self.value_network:
             self.policy_kwargs["value_network"] = True
@@ -300,19 +311,31 @@ class SoftAC(OffPolicyAlgorithm):
         }
 
     def _setup_temperature(self) -> None:
-        target_entropy = self.target_entropy
-        if target_entropy == "auto":
-            target_entropy = -float(get_action_dim(self.action_space))
         self.temperature = make_temperature(
             self.ent_coef,
             self.ent_coef_update,
             self.ent_coef_max,
-            float(target_entropy),
+            self._target_entropy(),
             self._own_lr_schedules.get("ent_coef", self.lr_schedule),
             clip_initial=self._weights_follow,
         ).to(self.device)
         if isinstance(self.temperature, LearnedTemperature):
+            self._automatic_target_entropy = self.temperature.target_entropy if self.target_entropy == "auto" else None
             self.target_entropy = self.temperature.target_entropy
+
+    def _target_entropy(self) -> float:
+        """H̄ in nats, the one that was asked for or the automatic one."""
+        if not isinstance(self.action_space, spaces.Discrete):
+            return -float(get_action_dim(self.action_space)) if self.target_entropy == "auto" else float(self.target_entropy)
+        highest = math.log(self.action_space.n)
+        if self.target_entropy == "auto":
+            return self.target_entropy_scale * highest
+        if not float(self.target_entropy) < highest:
+            raise ValueError(
+                f"`target_entropy` is {self.target_entropy}, but it must be below log|A| = {highest:.4f}, the entropy of the "
+                f"uniform policy over {self.action_space.n} actions: the temperature would grow without end."
+            )
+        return float(self.target_entropy)
 
     def _create_aliases(self) -> None:
         self.actor = self.policy.actor
@@ -515,15 +538,15 @@ class SoftAC(OffPolicyAlgorithm):
         if self.use_sde:
             self.actor.reset_noise()
         if actor_turn or self.value_net is not None:
-            actions, log_prob = self.actor.action_log_prob(batch.observations)
-            metrics |= {"entropy": -log_prob.detach().mean(), "log_std": self.actor.mean_log_std()}
+            policy = self.actor.policy_at(batch.observations)
+            metrics |= {"entropy": -policy.log_prob.detach().mean(), **self.actor.metrics()}
         target = self._bellman_target(batch, ent_coef)
         if self.value_net is not None:
-            metrics |= self._update_value_network(self.value_net, batch, actions, log_prob, ent_coef)
+            metrics |= self._update_value_network(self.value_net, batch, policy, ent_coef)
         metrics |= self._update_critics(batch, target)
         if actor_turn:
-            metrics |= self._update_actor(batch, actions, log_prob, ent_coef)
-            metrics |= self._update_temperature(log_prob)
+            metrics |= self._update_actor(batch, policy, ent_coef)
+            metrics |= self._update_temperature(policy.log_prob)
         if self._n_updates % self.target_update_interval == 0:
             self._update_targets()
         return metrics
@@ -533,33 +556,39 @@ class SoftAC(OffPolicyAlgorithm):
         data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
         rewards = data.rewards.squeeze(1)
         discounts = th.full_like(rewards, self.gamma) if data.discounts is None else data.discounts.squeeze(1)
-        return Batch(data.observations, data.actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
+        actions = data.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.squeeze(1).long() - int(self.action_space.start)
+        return Batch(data.observations, actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
 
     @th.no_grad()
     def _bellman_target(self, batch: Batch, ent_coef: th.Tensor) -> th.Tensor:
-        """y = k·r + γ(1 − d)·V(s'), with V the target value network or one sample of the soft value."""
+        """y = k·r + γ(1 − d)·V(s'), with V the target value network or the soft value of the target critics."""
         if self.value_net_target is not None:
             next_value = self.value_net_target(batch.next_observations).squeeze(1)
         else:
             assert self.critic_target is not None
-            next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
-            next_q = self._target_reduction(self.critic_target, batch.next_observations, next_actions)
-            next_value = losses.soft_value(next_q, next_log_prob, ent_coef)
+            next_policy = self.actor.policy_at(batch.next_observations)
+            next_q = self._target_reduction(self.critic_target, batch.next_observations, next_policy.actions)
+            next_value = next_policy.soft_value(next_q, ent_coef)
         return losses.bellman_target(batch.rewards, batch.dones, batch.discounts, next_value, self.reward_scale)
 
-    def _target_reduction(self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated."""
+    def _target_reduction(self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor | None) -> th.Tensor:
+        """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated.
+
+        :return: (B,), or (B, |A|) for all discrete actions, where ``actions`` is None
+        """
         members: Members = FIRST_CRITIC if self.target_q == "first" else None
         if self.target_subset is not None:
             members = th.randperm(critics.n_critics, device=self.device)[: self.target_subset]
         return losses.reduce_critics(critics.q_values(observations, actions, members), self.target_q)
 
     def _update_value_network(
-        self, value_net: ValueNetwork, batch: Batch, actions: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor
+        self, value_net: ValueNetwork, batch: Batch, policy: SampledActions | ActionProbabilities, ent_coef: th.Tensor
     ) -> Metrics:
         with th.no_grad():
-            q = self._target_reduction(self.critic, batch.observations, actions)
-            target = losses.soft_value(q, log_prob, ent_coef)
+            q = self._target_reduction(self.critic, batch.observations, policy.actions)
+            target = policy.soft_value(q, ent_coef)
         loss = losses.value_loss(value_net(batch.observations).squeeze(1), target)
         self._minimise(loss, value_net.optimizer)
         return {"value_loss": loss.detach()}
@@ -570,15 +599,15 @@ class SoftAC(OffPolicyAlgorithm):
         grad_norm = self._minimise(loss, self.critic.optimizer)
         return {"critic_loss": loss.detach(), "q_value": q_values.detach().mean(), "grad_norm_critic": grad_norm}
 
-    def _update_actor(self, batch: Batch, actions: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> Metrics:
+    def _update_actor(self, batch: Batch, policy: SampledActions | ActionProbabilities, ent_coef: th.Tensor) -> Metrics:
         critics = self.critic
         if self.actor_q == "target_min":
             assert self.critic_target is not None
             critics = self.critic_target
         members = FIRST_CRITIC if self.actor_q == "first" else None
         how: CriticReduction = "min" if self.actor_q == "target_min" else self.actor_q
-        q = losses.reduce_critics(critics.q_values(batch.observations, actions, members), how)
-        loss = losses.actor_loss(q, log_prob, ent_coef)
+        q = losses.reduce_critics(critics.q_values(batch.observations, policy.actions, members), how)
+        loss = policy.actor_loss(q, ent_coef)
         grad_norm = self._minimise(loss, self.actor.optimizer)
         return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
 
@@ -786,6 +815,29 @@ class SoftAC(OffPolicyAlgorithm):
         except ValueError:
             self.replay_buffer = previous
             raise
+
+    def warm_start(
+        self: SelfSoftAC, source: "str | pathlib.Path | io.BufferedIOBase | SoftAC | SAC", temperature: bool = False
+    ) -> SelfSoftAC:
+        """Take over the weights of another model's networks and targets, to train on from its policy.
+
+        All else stays as it was constructed: optimizers start anew, and α at its initial value. Uniformly random steps at the
+        start would hide the policy; ``random_steps=0`` skips them.
+
+        :param source: a ``SoftAC`` or SB3 ``SAC``, or the file that one was saved to
+        :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
+        :return: this model
+        :raises ValueError: another kind of source, networks of other shapes, or an α that has no place here
+        """
+        source = conversion.load_source(source)
+        if temperature and not isinstance(self.temperature, LearnedTemperature):
+            raise ValueError(f"`temperature` is True, but `ent_coef`={self.ent_coef!r} is fixed: there is none to start from.")
+        conversion.copy_weights(source, self.policy)
+        if temperature:
+            cast(LearnedTemperature, self.temperature).set_value(conversion.ent_coef_of(source))
+        if self.use_sde:
+            self.policy.reset_noise()  # from the weights that were copied
+        return self
 
     @classmethod
     def from_sb3(cls: type[SelfSoftAC], sac: SAC, **ours: Any) -> SelfSoftAC:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sb3_softac import presets
 from sb3_softac.softac import SoftAC
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
@@ -27,7 +28,7 @@ ALGO = "softac"
 PLAIN_STRING = re.compile(r"((lin|exp)_[-+.\w]+|auto(_[-+.\w]+)?)")
 
 #: Arguments whose values are names: one of them, ``min``, would even be taken for Python's own function.
-NAMED_CHOICES = ("actor_q", "target_q", "ent_coef_update")
+NAMED_CHOICES = ("actor_q", "target_q", "ent_coef_update", "preset")
 
 SAMPLED_BY_US = ("value_network", "actor_q", "target_q", "policy_delay", "ent_coef_update", "actor_learning_rate")
 
@@ -132,9 +133,26 @@ def _with_plain_strings(store: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _keep(hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """In place of RL Zoo's own parsing of schedules, which knows fewer of them than SoftAC."""
-    return hyperparams
+def expand_preset(from_command_line: dict[str, Any] | None, hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """Replace the key ``preset`` by the arguments that it stands for.
+
+    A preset of the hyper-parameter file is overridden by its other keys. One of the command line replaces what the file
+    tunes for its task, and is overridden by the other arguments of the command line.
+
+    :param from_command_line: what was passed with ``-params``
+    :param hyperparams: the entry of the file, updated with it
+    :return: arguments of ``SoftAC`` and of RL Zoo
+    :raises ValueError: unknown preset
+    """
+    if "preset" not in hyperparams:
+        return hyperparams
+    given = {name: value for name, value in hyperparams.items() if name != "preset"}
+    if "preset" in (from_command_line or {}):
+        tuned = {*SoftAC._option_names()} - {*(from_command_line or {})}
+        given = {name: value for name, value in given.items() if name not in tuned}
+    if isinstance(given.get("policy_kwargs"), str):
+        given["policy_kwargs"] = eval(given["policy_kwargs"])  # as RL Zoo does, a little later
+    return presets.get(hyperparams["preset"], **given)
 
 
 def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
@@ -146,7 +164,8 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
         if self.algo == ALGO:
             if not signature.bind(self, *args, **kwargs).arguments.get("config"):
                 self.config = str(hyperparams_path())
-            self._preprocess_schedules = _keep
+            # In place of RL Zoo's own parsing of schedules, which knows fewer of them than SoftAC.
+            self._preprocess_schedules = functools.partial(expand_preset, self.custom_hyperparams)
 
     return __init__
 

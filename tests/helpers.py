@@ -60,16 +60,37 @@ def fill_buffer(model: OffPolicyAlgorithm, n_transitions: int = 200, seed: int =
     buffer, rng = model.replay_buffer, np.random.default_rng(seed)
     assert buffer is not None
     shape = (model.n_envs, *buffer.obs_shape)
+    space = model.action_space
+
+    def actions() -> Any:
+        if isinstance(space, spaces.Discrete):
+            return rng.integers(space.start, space.start + space.n, (model.n_envs, 1))
+        return rng.uniform(-1, 1, (model.n_envs, buffer.action_dim))
+
     for step in range(n_transitions):
         done, timeout = step % 10 == 9, step % 20 == 19
         buffer.add(
             rng.uniform(-1, 1, shape).astype(np.float32),
             rng.uniform(-1, 1, shape).astype(np.float32),
-            rng.uniform(-1, 1, (model.n_envs, buffer.action_dim)),
+            actions(),
             rng.normal(size=model.n_envs),
             np.full(model.n_envs, done),
             [{"TimeLimit.truncated": timeout}] * model.n_envs,
         )
+
+
+class RandomDiscreteEnv(RandomEnv):
+    """``RandomEnv`` with discrete actions, which it records."""
+
+    def __init__(self, n_actions: int = 3, start: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.action_space = spaces.Discrete(n_actions, start=start)  # type: ignore[assignment]  # the base has a Box
+        self.actions: list[int] = []
+
+    def step(self, action: Any) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.actions.append(int(action))
+        return super().step(action)
 
 
 class InjectedNoise:

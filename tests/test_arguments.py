@@ -172,9 +172,11 @@ def test_what_dict_observations_do_not_have(kwargs: dict[str, Any]) -> None:
         SoftAC("MultiInputPolicy", SpaceEnv(observation_space=DICT), **kwargs)
 
 
-@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)])
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2), spaces.Dict({"a": spaces.Discrete(2)})]
+)
 def test_other_action_spaces(space: Any) -> None:
-    with pytest.raises(ValueError, match=r"The action space is .*SoftAC supports spaces.Box only"):
+    with pytest.raises(ValueError, match=r"The action space is .*SoftAC supports spaces.Box and spaces.Discrete only"):
         SoftAC("MlpPolicy", SpaceEnv(space))
 
 

@@ -70,7 +70,7 @@ class TestRandomSteps:
 
     def actions(self, **kwargs: Any) -> Any:
         model = make_model(batch_size=8, learning_rate=0.0, ent_coef=0.1, **kwargs)
-        th.nn.init.constant_(model.actor.mu.bias, 50.0)  # type: ignore[arg-type]  # a linear layer
+        th.nn.init.constant_(model.actor.mu.bias, 50.0)
         model.learn(40)
         assert model.replay_buffer is not None
         at_corner: Any = (model.replay_buffer.actions[:40] > 0.999).all(axis=(1, 2))

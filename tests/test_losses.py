@@ -36,6 +36,51 @@ def test_soft_value() -> None:
     assert_close(losses.soft_value(tensor(Q[0]), tensor(LOG_PROB), tensor(ALPHA)), Q[0] - ALPHA * LOG_PROB)
 
 
+class TestDiscreteActions:
+    """Exact sums against a loop over states and actions in float64."""
+
+    LOGITS, Q_ALL = GENERATOR.normal(size=(2, B, 4))
+    PROBS = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+
+    def brute_force(self) -> list[float]:
+        """V(s) for each state."""
+        return [
+            sum(p * (q - ALPHA * np.log(p)) for p, q in zip(probs, values, strict=True))
+            for probs, values in zip(self.PROBS, self.Q_ALL, strict=True)
+        ]
+
+    def test_soft_value(self) -> None:
+        value = losses.discrete_soft_value(tensor(self.Q_ALL), tensor(np.log(self.PROBS)), tensor(ALPHA))
+        assert_close(value, np.array(self.brute_force()))
+
+    def test_soft_value_of_an_impossible_action(self) -> None:
+        """0 log 0 = 0."""
+        log_probs = th.log_softmax(th.tensor([[0.0, -200.0]]), dim=1)
+        value = losses.discrete_soft_value(th.tensor([[1.0, 5.0]]), log_probs, tensor(ALPHA))
+        assert value.item() == pytest.approx(1.0)
+
+    def test_actor_loss_and_its_gradient(self) -> None:
+        """d/dlogit_a of Σ π(α log π − Q) is π_a (α log π_a − Q_a + V), by the derivative of the softmax."""
+        logits, q, alpha = tensor(self.LOGITS, True), tensor(self.Q_ALL, True), tensor(ALPHA, True)
+        loss = losses.discrete_actor_loss(q, th.log_softmax(logits, dim=1), alpha)
+        assert_close(loss, -np.mean(self.brute_force()))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        values = np.array(self.brute_force())[:, None]
+        assert logits.grad is not None
+        assert_close(logits.grad, self.PROBS * (ALPHA * np.log(self.PROBS) - self.Q_ALL + values) / B)
+        assert q.grad is None
+        assert alpha.grad is None
+
+    def test_reduction_over_the_critics(self) -> None:
+        q_values = GENERATOR.normal(size=(N, B, 4))
+        assert_close(losses.reduce_critics(tensor(q_values), "min"), q_values.min(axis=0))
+
+    @pytest.mark.parametrize("shape", [(B, 3), (B,), (B, 4, 1)])
+    def test_wrong_shapes(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"expected one common \(B, A\)"):
+            losses.discrete_soft_value(tensor(self.Q_ALL), th.zeros(shape), tensor(ALPHA))
+
+
 @pytest.mark.parametrize("reward_scale", [1.0, 5.0, -0.5])
 def test_bellman_target(reward_scale: float) -> None:
     target = losses.bellman_target(

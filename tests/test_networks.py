@@ -20,19 +20,20 @@ def evaluate_member(mlp: StackedMLP, member: int, inputs: th.Tensor) -> th.Tenso
             hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.weight[member, 0], layer.bias[member, 0])
         else:
             hidden = layer(hidden)
-    return hidden.squeeze(-1)
+    return hidden
 
 
 @pytest.mark.parametrize("net_arch", [[], [8], [16, 8]])
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("n_members", [1, 3])
-def test_members_are_independent_networks(net_arch: list[int], layer_norm: bool, n_members: int) -> None:
-    mlp = StackedMLP(n_members, 5, net_arch, nn.Tanh, layer_norm)
+@pytest.mark.parametrize(("n_members", "n_outputs"), [(1, 1), (3, 1), (3, 4)])
+def test_members_are_independent_networks(net_arch: list[int], layer_norm: bool, n_members: int, n_outputs: int) -> None:
+    mlp = StackedMLP(n_members, 5, net_arch, nn.Tanh, layer_norm, n_outputs=n_outputs)
     with th.no_grad():
         for parameter in mlp.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
     inputs = th.randn(7, 5)
     expected = th.stack([evaluate_member(mlp, i, inputs) for i in range(n_members)])
+    assert expected.shape == (n_members, 7, n_outputs)
     th.testing.assert_close(mlp(inputs), expected)
     chosen = th.tensor([n_members - 1, 0])
     th.testing.assert_close(mlp(inputs, chosen), expected[chosen])

@@ -238,7 +238,7 @@ class TestFromSB3:
     def test_gsde_explores_with_the_weights_that_were_copied(self) -> None:
         sac = make_sac(use_sde=True)
         th.nn.init.constant_(sac.actor.log_std, 2.0)
-        matrix = SoftAC.from_sb3(sac).actor.action_dist.exploration_mat  # type: ignore[union-attr]  # gSDE has one
+        matrix = SoftAC.from_sb3(sac).actor.action_dist.exploration_mat
         assert 3.0 < matrix.std().item() < 15.0  # e² = 7.4
 
     @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")

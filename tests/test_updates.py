@@ -13,7 +13,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import SoftAC
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE
 from tests.helpers import (
+    RandomDiscreteEnv,
     RandomEnv,
     assert_same_parameters,
     fill_buffer,
@@ -21,8 +23,8 @@ from tests.helpers import (
     parameters_of,
     train_with_noise,
 )
+from tests.reference import Networks, Tensors
 
-Tensors = dict[str, th.Tensor]
 RATES = {"actor": 0.03, "critic": 0.02, "value": 0.05, "ent_coef": 0.01}
 
 
@@ -30,44 +32,11 @@ def logged(model: SoftAC, name: str) -> float:
     return float(model.logger.name_to_value[f"train/{name}"])
 
 
-class Reference:
-    """One gradient step of soft actor-critic in float64: a loop over critics, plain SGD, one line per equation.
+class Reference(Networks):
+    """One gradient step of soft actor-critic: plain SGD, one line per equation of 1801.01290 and 1812.05905."""
 
-    It shares no code with the package: it reads weights by name, and applies 1801.01290 and 1812.05905 to them.
-    """
-
-    def __init__(self, model: SoftAC) -> None:
-        self.model = model
-        self.weights: Tensors = {k: v.double().clone() for k, v in model.policy.state_dict().items()}
-        self.alpha = model.temperature.value.double().clone()
-        self.losses: dict[str, float] = {}
-
-    def mlp(self, x: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
-        for i, (weight, bias) in enumerate(layers):
-            x = x @ weight + bias
-            x = x.clamp(min=0) if i < len(layers) - 1 else x
-        return x
-
-    def stacked(self, prefix: str, member: int, x: th.Tensor, weights: Tensors) -> th.Tensor:
-        names = [f"{prefix}.hidden.0", f"{prefix}.hidden.2", f"{prefix}.output"]
-        layers = [(weights[f"{name}.weight"][member], weights[f"{name}.bias"][member]) for name in names]
-        return self.mlp(x, layers).squeeze(1)
-
-    def q(self, net: str, s: th.Tensor, a: th.Tensor, weights: Tensors) -> list[th.Tensor]:
-        n_critics = weights[f"{net}.q_networks.output.weight"].shape[0]
-        return [self.stacked(f"{net}.q_networks", i, th.cat([s, a], 1), weights) for i in range(n_critics)]
-
-    def v(self, net: str, s: th.Tensor, weights: Tensors) -> th.Tensor:
-        return self.stacked(f"{net}.v_network", 0, s, weights)
-
-    def pi(self, s: th.Tensor, noise: th.Tensor, weights: Tensors) -> tuple[th.Tensor, th.Tensor]:
-        names = ["actor.latent_pi.0", "actor.latent_pi.2", "actor.mu", "actor.log_std"]
-        first, second, mu, log_std = [(weights[f"{name}.weight"].T, weights[f"{name}.bias"]) for name in names]
-        mean, spread = self.mlp(s, [first, second, mu]), self.mlp(s, [first, second, log_std]).clamp(-20, 2).exp()
-        action = th.tanh(mean + spread * noise)
-        normal = th.distributions.Normal(mean, spread)
-        log_prob: Any = normal.log_prob(mean + spread * noise)  # type: ignore[no-untyped-call]  # torch's own
-        return action, (log_prob - (1 - action**2).log()).sum(1)
+    target_entropy = -2.0
+    losses: dict[str, float]
 
     def descend(self, loss: th.Tensor, weights: Tensors, prefix: str, rate: float) -> None:
         names = [name for name in weights if name.startswith(f"{prefix}.")]
@@ -75,7 +44,7 @@ class Reference:
             self.weights[name] = self.weights[name].detach() - rate * gradient
 
     def step(self, batch: Any, noises: list[th.Tensor]) -> None:
-        m, alpha = self.model, self.alpha
+        m, alpha, self.losses = self.model, self.alpha, {}
         reduce: Any = {
             "min": lambda qs: th.stack(qs).min(0).values,
             "mean": lambda qs: sum(qs) / len(qs),
@@ -83,7 +52,7 @@ class Reference:
         }
         s, a, s2 = batch.observations.double(), batch.actions.double(), batch.next_observations.double()
         r, d = batch.rewards.double().squeeze(1), batch.dones.double().squeeze(1)
-        w = {name: value.clone().requires_grad_() for name, value in self.weights.items()}
+        w = self.trainable()
         action, log_prob = self.pi(s, noises[0].double(), w)
         if m.value_network:
             next_value = self.v("value_net_target", s2, w)
@@ -98,7 +67,7 @@ class Reference:
         critic_loss = sum((0.5 * ((q - y) ** 2).mean() for q in self.q("critic", s, a, w)), th.zeros(()))
         self.losses["critic_loss"] = critic_loss.item()
         self.descend(critic_loss, w, "critic", RATES["critic"])
-        w = {name: value.clone().requires_grad_() for name, value in self.weights.items()}  # the updated critics
+        w = self.trainable()  # the updated critics
         action, log_prob = self.pi(s, noises[0].double(), w)
         net, how = ("critic_target", "min") if m.actor_q == "target_min" else ("critic", m.actor_q)
         actor_loss = (alpha * log_prob - reduce[how](self.q(net, s, action, w))).mean()
@@ -106,12 +75,10 @@ class Reference:
         self.descend(actor_loss, w, "actor", RATES["actor"])
         self.update_alpha(-log_prob.mean().item())
         online, target = ("value_net", "value_net_target") if m.value_network else ("critic", "critic_target")
-        for name in [name for name in self.weights if name.startswith(f"{target}.")]:
-            new = self.weights[name.replace(target, online, 1)]
-            self.weights[name] = m.tau * new + (1 - m.tau) * self.weights[name]
+        self.track(online, target, m.tau)
 
     def update_alpha(self, entropy: float) -> None:
-        alpha, gap, rate = self.alpha.item(), entropy + 2.0, RATES["ent_coef"]  # H̄ = −2
+        alpha, gap, rate = self.alpha.item(), entropy - self.target_entropy, RATES["ent_coef"]
         if not str(self.model.ent_coef).startswith("auto"):
             return
         if self.model.ent_coef_update == "dual":
@@ -125,6 +92,54 @@ class Reference:
         self.alpha = th.tensor(alpha, dtype=th.float64)
 
 
+class DiscreteReference(Reference):
+    """The same with three discrete actions: every expectation is a sum over them (1910.07207)."""
+
+    target_entropy = DEFAULT_TARGET_ENTROPY_SCALE * math.log(3)
+
+    def log_pi(self, s: th.Tensor, weights: Tensors) -> th.Tensor:
+        logits = self.head("logits", s, weights)
+        return logits - logits.exp().sum(1, keepdim=True).log()
+
+    def expect(self, log_pi: th.Tensor, q: th.Tensor) -> th.Tensor:
+        """Σ_a π(a|s)(Q(s, a) − α log π(a|s)), one action at a time."""
+        terms = [log_pi[:, a].exp() * (q[:, a] - self.alpha * log_pi[:, a]) for a in range(3)]
+        return terms[0] + terms[1] + terms[2]
+
+    def step(self, batch: Any, noises: list[th.Tensor]) -> None:
+        m, self.losses = self.model, {}
+        reduce: Any = {
+            "min": lambda qs: th.stack(qs).min(0).values,
+            "mean": lambda qs: sum(qs) / len(qs),
+            "first": lambda qs: qs[0],
+        }
+        s, a, s2 = batch.observations.double(), batch.actions.squeeze(1), batch.next_observations.double()
+        r, d = batch.rewards.double().squeeze(1), batch.dones.double().squeeze(1)
+        w = self.trainable()
+        if m.value_network:
+            next_value = self.v("value_net_target", s2, w)
+            v_target = self.expect(self.log_pi(s, w), reduce[m.target_q](self.q("critic", s, None, w)))
+            value_loss = 0.5 * ((self.v("value_net", s, w) - v_target.detach()) ** 2).mean()
+            self.losses["value_loss"] = value_loss.item()
+            self.descend(value_loss, w, "value_net", RATES["value"])
+        else:
+            next_value = self.expect(self.log_pi(s2, w), reduce[m.target_q](self.q("critic_target", s2, None, w)))
+        y = (m.reward_scale * r + m.gamma * (1 - d) * next_value).detach()
+        chosen = [th.stack([row[i] for row, i in zip(q, a, strict=True)]) for q in self.q("critic", s, None, w)]
+        critic_loss = sum((0.5 * ((q - y) ** 2).mean() for q in chosen), th.zeros(()))
+        self.losses["critic_loss"] = critic_loss.item()
+        self.descend(critic_loss, w, "critic", RATES["critic"])
+        w = self.trainable()  # the updated critics
+        net, how = ("critic_target", "min") if m.actor_q == "target_min" else ("critic", m.actor_q)
+        log_pi = self.log_pi(s, w)
+        actor_loss = -self.expect(log_pi, reduce[how](self.q(net, s, None, w)).detach()).mean()
+        self.losses["actor_loss"] = actor_loss.item()
+        self.descend(actor_loss, w, "actor", RATES["actor"])
+        self.update_alpha(-(log_pi.exp() * log_pi).sum(1).mean().item())
+        online, target = ("value_net", "value_net_target") if m.value_network else ("critic", "critic_target")
+        self.track(online, target, m.tau)
+
+
 ARCHITECTURES = [(False, "min"), (False, "mean"), (False, "first"), (False, "target_min")]
 ARCHITECTURES += [(True, "min"), (True, "mean"), (True, "first")]  # a value network has no target critics
 
@@ -132,8 +147,9 @@ ARCHITECTURES += [(True, "min"), (True, "mean"), (True, "first")]  # a value net
 @pytest.mark.parametrize("temperature", ["fixed", "dual", "log", "exp"])
 @pytest.mark.parametrize("target_q", ["min", "mean", "first"])
 @pytest.mark.parametrize(("value_network", "actor_q"), ARCHITECTURES)
+@pytest.mark.parametrize("discrete", [False, True])
 def test_one_step_equals_its_float64_derivation(
-    actor_q: str, target_q: str, value_network: bool, temperature: str, monkeypatch: pytest.MonkeyPatch
+    actor_q: str, target_q: str, value_network: bool, temperature: str, discrete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses, α and every weight, for all combinations of the switches."""
     rates: dict[str, Any] = {f"{name}_learning_rate": rate for name, rate in RATES.items()}
@@ -144,6 +160,7 @@ def test_one_step_equals_its_float64_derivation(
         kwargs = {"ent_coef": 0.3}
         rates.pop("ent_coef_learning_rate")
     model = make_model(
+        env=RandomDiscreteEnv() if discrete else RandomEnv(),
         actor_q=actor_q,
         target_q=target_q,
         value_network=value_network,
@@ -158,7 +175,7 @@ def test_one_step_equals_its_float64_derivation(
         for target in (model.critic_target, model.value_net_target):
             for parameter in [] if target is None else target.parameters():
                 parameter.add_(0.1 * th.randn_like(parameter))
-    reference = Reference(model)
+    reference = DiscreteReference(model) if discrete else Reference(model)
     assert model.replay_buffer is not None
     batch = model.replay_buffer.sample(32)
     monkeypatch.setattr(model.replay_buffer, "sample", lambda *_, **__: batch)
@@ -183,15 +200,15 @@ class TestGradientsStayWhereTheyBelong:
         model = make_model(value_network=value_network, actor_q=actor_q)
         fill_buffer(model)
         batch, alpha = model._sample_batch(16), model.temperature.value
-        actions, log_prob = model.actor.action_log_prob(batch.observations)
+        policy = model.actor.policy_at(batch.observations)
         if loss == "critic":
             target = model._bellman_target(batch, alpha)
             assert not target.requires_grad
             model._update_critics(batch, target)
         elif loss == "actor":
-            model._update_actor(batch, actions, log_prob, alpha)
+            model._update_actor(batch, policy, alpha)
         elif model.value_net is not None:
-            model._update_value_network(model.value_net, batch, actions, log_prob, alpha)
+            model._update_value_network(model.value_net, batch, policy, alpha)
         networks: Any = [model.actor, model.critic, model.critic_target, model.value_net, model.value_net_target]
         for network in [*networks, model.temperature]:
             if network is not None:
@@ -210,8 +227,7 @@ class TestGradientsStayWhereTheyBelong:
             return values
 
         monkeypatch.setattr(model.critic, "q_values", spy)
-        actions, log_prob = model.actor.action_log_prob(batch.observations)
-        model._update_actor(batch, actions, log_prob, model.temperature.value)
+        model._update_actor(batch, model.actor.policy_at(batch.observations), model.temperature.value)
         ((used, all_of_them),) = seen
         assert used.shape == (1, 16)
         th.testing.assert_close(used, all_of_them[:1])

@@ -1,0 +1,171 @@
+"""Published systems as named arguments of ``SoftAC``.
+
+Each constant is a read-only mapping of keyword arguments, complete but for the environment::
+
+    SoftAC("MlpPolicy", env, **presets.SPINNINGUP)
+    SoftAC("MlpPolicy", env, **presets.get("spinningup", batch_size=256, policy_kwargs={"n_critics": 4}))
+
+RL Zoo takes the name: ``-params preset:spinningup``, or ``preset: spinningup`` in a hyper-parameter file. docs/presets.md
+lists the source of each, and what it does not reproduce.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+Preset = Mapping[str, Any]
+
+
+def _preset(base: Preset | None = None, **arguments: Any) -> Preset:
+    return MappingProxyType({**(base or {}), **arguments})
+
+
+# What nearly all of them share; each repeats nothing of it, and changes what it must.
+_COMMON = _preset(
+    learning_rate=3e-4,
+    buffer_size=1_000_000,
+    batch_size=256,
+    tau=0.005,
+    gamma=0.99,
+    train_freq=1,
+    gradient_steps=1,
+    target_update_interval=1,
+    value_network=False,
+    actor_q="min",
+    target_q="min",
+    policy_kwargs={"net_arch": [256, 256]},
+)
+
+#: SB3's ``SAC``
+SB3 = _preset(_COMMON, learning_starts=100, ent_coef="auto", ent_coef_update="log", target_entropy="auto")
+
+#: 1801.01290: value network, fixed temperature, scaled rewards
+HAARNOJA2018 = _preset(
+    _COMMON,
+    learning_starts=1000,
+    random_steps=10_000,
+    value_network=True,
+    actor_q="first",
+    ent_coef=1.0,
+    reward_scale=5.0,
+)
+
+#: 1801.01290 with hard target updates
+HAARNOJA2018_HARD = _preset(HAARNOJA2018, tau=1.0, target_update_interval=1000, gradient_steps=4)
+
+#: 1812.05905: learned temperature, no value network
+HAARNOJA2019 = _preset(_COMMON, ent_coef="auto", ent_coef_update="exp", target_entropy="auto")
+
+#: the first version of Spinning Up's SAC page, with a value network
+SPINNINGUP_V1 = _preset(
+    _COMMON,
+    learning_rate=1e-3,
+    learning_starts=0,
+    random_steps=10_000,
+    batch_size=100,
+    train_freq=(1, "episode"),
+    gradient_steps=-1,
+    value_network=True,
+    actor_q="first",
+    ent_coef=0.2,
+    policy_kwargs={"net_arch": [400, 300], "log_std_bounding": "tanh", "log_std_bounds": (-20.0, 2.0), "log_std_init": -9.0},
+)
+
+#: Spinning Up's PyTorch code
+SPINNINGUP = _preset(
+    _COMMON,
+    learning_rate=1e-3,
+    learning_starts=1000,
+    random_steps=10_000,
+    batch_size=100,
+    train_freq=50,
+    gradient_steps=50,
+    ent_coef=0.2,
+)
+
+#: Stable-Learning-Control as its page describes it: projected ascent on α itself
+SLC = _preset(
+    _COMMON,
+    actor_learning_rate="lin_1e-4_1e-10",
+    critic_learning_rate="lin_3e-4_1e-10",
+    ent_coef_learning_rate="lin_1e-4_1e-10",
+    learning_starts=1000,
+    random_steps=0,
+    train_freq=100,
+    gradient_steps=100,
+    ent_coef="auto_0.99",
+    ent_coef_update="dual",
+    target_entropy="auto",
+)
+
+#: Stable-Learning-Control as its code does it: Adam on log α
+SLC_CODE = _preset(SLC, ent_coef_update="exp")
+
+#: softlearning's code, by the authors of SAC
+SOFTLEARNING = _preset(
+    _COMMON, learning_starts=1000, actor_q="mean", ent_coef="auto", ent_coef_update="exp", target_entropy="auto"
+)
+
+#: Sigaud's SAC slides; for ``Box`` and ``Discrete`` actions
+SIGAUD = _preset(
+    _COMMON,
+    actor_q="target_min",
+    ent_coef="auto",
+    ent_coef_update="exp",
+    target_entropy="auto",
+    target_entropy_scale=0.98,
+    policy_kwargs={"net_arch": [256]},
+)
+
+#: 2101.05982: an ensemble with random subsets, 20 updates per step
+REDQ = _preset(
+    _COMMON,
+    learning_starts=5000,
+    gradient_steps=20,
+    policy_delay=20,
+    actor_q="mean",
+    target_subset=2,
+    ent_coef="auto",
+    ent_coef_update="log",
+    target_entropy="auto",
+    policy_kwargs={"net_arch": [256, 256], "n_critics": 10},
+)
+
+#: 2110.02034: two critics with dropout and layer normalisation, 20 updates per step
+DROQ = _preset(
+    REDQ,
+    target_subset=None,
+    policy_kwargs={"net_arch": [256, 256], "n_critics": 2, "dropout_rate": 0.01, "layer_norm": True},
+)
+
+#: all of them by name
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "sb3": SB3,
+        "haarnoja2018": HAARNOJA2018,
+        "haarnoja2018_hard": HAARNOJA2018_HARD,
+        "haarnoja2019": HAARNOJA2019,
+        "spinningup_v1": SPINNINGUP_V1,
+        "spinningup": SPINNINGUP,
+        "slc": SLC,
+        "slc_code": SLC_CODE,
+        "softlearning": SOFTLEARNING,
+        "sigaud": SIGAUD,
+        "redq": REDQ,
+        "droq": DROQ,
+    }
+)
+
+
+def get(name: str, **overrides: Any) -> dict[str, Any]:
+    """The arguments of a preset, with some replaced.
+
+    :param name: name of the preset, such as ``"spinningup"``
+    :param overrides: arguments of ``SoftAC`` that replace those of the preset; ``policy_kwargs`` are replaced one by one
+    :return: keyword arguments of ``SoftAC``
+    :raises ValueError: unknown name
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` is {name!r}, but it must be one of {', '.join(map(repr, PRESETS))}.")
+    policy_kwargs = {**PRESETS[name]["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
+    return {**PRESETS[name], **overrides, "policy_kwargs": policy_kwargs}
