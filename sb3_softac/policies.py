@@ -401,6 +401,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         n_critics, net_arch = check_policy_arguments(locals(), action_space)
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
+        self.use_sde = use_sde
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
         self.log_std_kwargs = {
             "log_std_init": log_std_init,

@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-import os
 import pathlib
 import warnings
 from collections import deque
@@ -28,9 +27,10 @@ from stable_baselines3.common.utils import (
     polyak_update,
     update_learning_rate,
 )
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import conversion, losses
+from sb3_softac import conversion, export, files, losses
 from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_action_space, check_arguments, check_count
 from sb3_softac.distributions import ActionProbabilities, SampledActions
 from sb3_softac.losses import CriticReduction
@@ -738,16 +738,35 @@ class SoftAC(OffPolicyAlgorithm):
         if path.is_dir():
             warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=2)
             path = path.with_name(f"{path.name}_2")
-        path = path.resolve()  # a symbolic link stays one
         stream = io.BytesIO()
         super().save(stream, exclude, include)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with files.replacing(path) as unfinished:
             unfinished.write_bytes(stream.getbuffer())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+
+    def export(
+        self,
+        path: str | pathlib.Path,
+        format: export.Format = "onnx",
+        deterministic: bool = True,
+        vec_normalize: VecNormalize | None = None,
+    ) -> pathlib.Path:
+        """Write the policy as one file that maps raw observations to actions of the environment.
+
+        Observations enter in batches, as ``observation_space`` has them (images channels first, as SB3 stores them), Dict
+        ones by the names of their keys; the output ``action`` is rescaled to the action bounds and clipped. The file is
+        compared with ``predict()`` on random observations before it takes its place. ``sb3_softac.export.ExportedPolicy``
+        loads it again.
+
+        :param path: file name; ``.onnx`` or ``.pt`` is added if it has no suffix
+        :param format: ``"onnx"``, which needs the extra ``export``, or ``"torchscript"``
+        :param deterministic: the mean or most probable action; False samples, with TorchScript only
+        :param vec_normalize: statistics that normalise the observations inside the file, if the model was trained with them
+        :return: the file
+        :raises ValueError: a value out of range, or options that contradict each other
+        :raises ImportError: ONNX is not installed
+        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound)
+        """
+        return export.write(self.policy, path, format, deterministic, vec_normalize)
 
     @classmethod
     def load(
@@ -774,6 +793,8 @@ class SoftAC(OffPolicyAlgorithm):
         :param kwargs: constructor arguments that replace the saved ones
         :raises ValueError: unknown argument, or one that the saved weights have no place for
         """
+        if isinstance(path, str | pathlib.Path) and pathlib.Path(path).is_file() and export.read_metadata(path):
+            raise ValueError(f"`path` is {str(path)!r}, an exported policy: sb3_softac.export.ExportedPolicy loads it.")
         unknown = sorted(set(kwargs) - set(cls._option_names()))
         if unknown:
             raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(cls._option_names())}.")
