@@ -323,19 +323,30 @@ class ExportedPolicy:
             if space is not None and describe(space) != metadata[name]:
                 raise ValueError(f"`{name}` is {describe(space)}, but the file was exported for {metadata[name]}.")
 
-    def _run_torchscript(self, observations: Observations) -> Any:
+    def _run_torchscript(self, named: dict[str, Any]) -> Any:
+        tensors = {name: th.as_tensor(part) for name, part in named.items()}
         with th.no_grad():
-            if isinstance(observations, dict):
-                return self._module({name: th.as_tensor(observations[name]) for name in self.metadata["inputs"]}).numpy()
-            return self._module(th.as_tensor(observations)).numpy()
+            return self._module(tensors if self._dict_observations else tensors["observation"]).numpy()
 
-    def _run_onnx(self, observations: Observations) -> Any:
-        named = observations if isinstance(observations, dict) else {"observation": observations}
-        return self._session.run(["action"], {name: named[name] for name in self.metadata["inputs"]})[0]
+    def _run_onnx(self, named: dict[str, Any]) -> Any:
+        return self._session.run(["action"], named)[0]
+
+    @property
+    def _dict_observations(self) -> bool:
+        return bool(self.metadata["observation_space"]["type"] == "Dict")
 
     def __call__(self, observations: Observations) -> Any:
-        """Actions (B, A), or (B,) if discrete, for a batch of observations (B, ...), or a dict of them."""
-        return self._run(observations)
+        """Actions (B, A), or (B,) if discrete, for a batch of observations (B, ...), or a dict of them.
+
+        A single observation, without the batch dimension, gives a single action.
+        """
+        space = self.metadata["observation_space"]
+        parts = observations if self._dict_observations else {"observation": observations}
+        of_each = space["spaces"] if self._dict_observations else {"observation": space}
+        named = {name: np.asarray(parts[name], dtype=of_each[name]["dtype"]) for name in self.metadata["inputs"]}
+        if all(named[name].ndim == len(of_each[name]["shape"]) for name in named):
+            return self._run({name: part[np.newaxis] for name, part in named.items()})[0]
+        return self._run(named)
 
     def predict(
         self,

@@ -211,6 +211,19 @@ class TestUse:
         ]
         assert returns[0] == pytest.approx(returns[1], rel=1e-3)
 
+    @pytest.mark.parametrize("case", ["continuous", "discrete", "dict", "one-hot observations"])
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_single_observations_of_another_precision(self, case: str, format: Any, tmp_path: Path) -> None:
+        model = model_of(case)
+        file = ExportedPolicy(model.export(tmp_path / "policy", format=format))
+        obs: Any = model.observation_space.sample()
+        expected, _ = model.predict(obs, deterministic=True)
+        if case == "continuous":
+            obs = obs.astype(np.float64)
+        actions = file.predict(obs)[0]
+        np.testing.assert_allclose(actions, expected, atol=1e-5)
+        assert actions.shape == expected.shape
+
     def test_it_acts_as_it_was_exported(self, tmp_path: Path) -> None:
         file = ExportedPolicy(make_model().export(tmp_path / "policy"))
         with pytest.raises(ValueError, match="`deterministic` is False, but it must be True, as at the export"):

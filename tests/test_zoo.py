@@ -1,6 +1,7 @@
 """RL Zoo: its literal commands in processes of their own, and what registration changes inside one."""
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -86,6 +87,19 @@ class TestCommands:
         assert model.actor_learning_rate == "lin_3e-4"
         assert model.lr_schedule(0.5) == pytest.approx(1e-4)
         assert model.ent_coef == "auto_0.1"
+
+    def test_a_preset_on_a_task_with_discrete_actions(self, run: Run, tmp_path: Path) -> None:
+        """The preset replaces what the file tunes for CartPole-v1; what is given beside it wins."""
+        task = ["--algo", "softac", "--env", "CartPole-v1"]
+        given = ["-params", "preset:sigaud", "learning_starts:50", "target_q:mean"]
+        run(*PYTHON, "-m", "rl_zoo3.train", *task, "-n", "150", "--eval-freq", "100", "--eval-episodes", "1", *given)
+        model = SoftAC.load(tmp_path / "logs" / "softac" / "CartPole-v1_1" / "CartPole-v1.zip")
+        assert (model.actor_q, model.target_q, model.learning_rate) == ("target_min", "mean", 3e-4)
+        assert model.target_entropy == pytest.approx(0.98 * math.log(2))
+        assert (model._n_updates, model.policy_kwargs["net_arch"]) == (100, [256])
+        assert "Episodes" in run(*RL_ZOO3, "enjoy", *task, "-f", "logs", "--no-render", "-n", "600")
+        printed = run(*PYTHON, "-m", "rl_zoo3.train", *task, "-params", "preset:sigmund", expect=1)
+        assert "`preset` is 'sigmund', but it must be one of 'sb3', 'haarnoja2018'" in printed
 
     def test_hyper_parameter_search(self, run: Run, tmp_path: Path) -> None:
         printed = run(
@@ -233,14 +247,15 @@ class TestRegistration:
 
 
 class TestSearchSpace:
+    @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
     @pytest.mark.parametrize("seed", range(8))
-    def test_every_sample_constructs_a_model(self, seed: int) -> None:
+    def test_every_sample_constructs_a_model(self, seed: int, env: str) -> None:
         zoo.register()
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         trial = study.ask()
         sampled = HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
         given = {"ent_coef": 0.1, "value_learning_rate": 1e-3, "device": "cpu"}  # what a file or a command line may set
-        model = SoftAC("MlpPolicy", "Pendulum-v1", **{**given, **sampled})
+        model = SoftAC("MlpPolicy", env, **{**given, **sampled})
         for name in zoo.SAMPLED_BY_US:
             assert getattr(model, name) == trial.params[name]
 
@@ -256,6 +271,7 @@ def test_the_file_lists_the_tasks() -> None:
     mujoco += ["InvertedPendulum", "InvertedDoublePendulum"]
     tasks = {f"{name}-v{version}" for name in mujoco for version in (4, 5)}
     tasks |= {"default", "Pendulum-v1", "MountainCarContinuous-v0", "BipedalWalker-v3", "LunarLanderContinuous-v3"}
+    tasks |= {"CartPole-v1", "Acrobot-v1", "LunarLander-v3"}
     assert tasks <= set(ENTRIES)
     assert ENTRIES["Swimmer-v5"]["gamma"] == 0.999
 
