@@ -4,7 +4,7 @@
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Settings that are not given are the defaults
 of the classes. With --zoo they come from the hyper-parameter files instead: hyperparams/softac.yml for SoftAC, RL Zoo's own
-tuned file for a peer; --set overrides those of SoftAC.
+tuned file for a peer; --set overrides those of SoftAC. --table prints CSV files as a Markdown table.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import csv
 import json
 import multiprocessing
 import platform
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,22 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def table(paths: list[Path]) -> str:
+    """Returns by variant and seed, their mean, and the mean of the best evaluation of each run."""
+    rows = [row for path in paths for row in csv.DictReader(path.open())]
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    lines = ["| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | best evaluation | alpha |"]
+    lines.append("|---" * (len(seeds) + 4) + "|")
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        runs = {row["seed"]: row for row in rows if row["variant"] == variant}
+        returns = [f"{float(runs[seed]['return']):.0f}" for seed in seeds]
+        mean, best = (statistics.mean(float(run[name]) for run in runs.values()) for name in ("return", "best"))
+        alphas = [float(run["alpha"]) for run in runs.values() if run["alpha"]]
+        alpha = f"{statistics.mean(alphas):.2g}" if alphas else ""
+        lines.append(f"| {variant} | {' | '.join(returns)} | {mean:.0f} | {best:.0f} | {alpha} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
@@ -130,8 +147,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10, help="evaluations during training")
     parser.add_argument("--episodes", type=int, default=10, help="episodes of the last evaluation")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+", metavar="CSV")
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return
+    if args.output is None:
+        parser.error("--output is needed")
     jobs = [(variant, seed, args) for seed in args.seeds for variant in args.variants]
     rows = []
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
