@@ -764,8 +764,15 @@ class SoftAC(OffPolicyAlgorithm):
         :return: the file
         :raises ValueError: a value out of range, or options that contradict each other
         :raises ImportError: ONNX is not installed
-        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound)
+        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound),
+            or where float32 itself is not so exact, by more than a few times its rounding error
         """
+        if vec_normalize is None and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            warnings.warn(
+                "The model was trained with normalised observations, but the file will not normalise them: "
+                "`vec_normalize=model.get_vec_normalize_env()` makes it do so.",
+                stacklevel=2,
+            )
         return export.write(self.policy, path, format, deterministic, vec_normalize)
 
     @classmethod
@@ -793,7 +800,7 @@ class SoftAC(OffPolicyAlgorithm):
         :param kwargs: constructor arguments that replace the saved ones
         :raises ValueError: unknown argument, or one that the saved weights have no place for
         """
-        if isinstance(path, str | pathlib.Path) and pathlib.Path(path).is_file() and export.read_metadata(path):
+        if isinstance(path, str | pathlib.Path) and export.is_exported(pathlib.Path(path)):
             raise ValueError(f"`path` is {str(path)!r}, an exported policy: sb3_softac.export.ExportedPolicy loads it.")
         unknown = sorted(set(kwargs) - set(cls._option_names()))
         if unknown:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_softac import SoftAC, export
@@ -49,6 +50,13 @@ def sample(space: Any, size: int) -> Any:
     return np.stack(draws)
 
 
+class Joined(BaseFeaturesExtractor):
+    """All observations of a Dict side by side; SB3's own extractor names modules after keys, which some keys cannot be."""
+
+    def forward(self, observations: Any) -> th.Tensor:
+        return th.cat([observations[key] for key in sorted(observations)], dim=1)
+
+
 VECTOR = spaces.Box(-np.inf, np.inf, (4,))
 CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "continuous": ("MlpPolicy", RandomEnv(), {"policy_kwargs": dict(SMALL)}),
@@ -59,6 +67,9 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
         SpaceEnv(VECTOR, spaces.Box(np.array([-1000.0, -1.0], np.float32), np.array([5.0, 2000.0], np.float32))),
         {},
     ),
+    "matrix": ("MlpPolicy", SpaceEnv(VECTOR, spaces.Box(-3.0, 1.0, (2, 3))), {"policy_kwargs": dict(SMALL)}),
+    "row": ("MlpPolicy", SpaceEnv(VECTOR, spaces.Box(-3.0, 1.0, (1, 3))), {"policy_kwargs": dict(SMALL)}),
+    "half precision": ("MlpPolicy", SpaceEnv(VECTOR, spaces.Box(-3.0, 1.0, (2,), np.float16)), {}),
     "discrete": ("MlpPolicy", RandomDiscreteEnv(), {"policy_kwargs": dict(SMALL)}),
     "discrete from -1": ("MlpPolicy", RandomDiscreteEnv(start=-1), {"policy_kwargs": dict(SMALL)}),
     "float64 observations": ("MlpPolicy", SpaceEnv(spaces.Box(-1.0, 1.0, (3, 2), np.float64)), {}),
@@ -101,7 +112,8 @@ class TestFilesEqualTheModel:
             assert actions.dtype == expected.dtype
             unit = max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(actions, expected, atol=1e-5 * unit, rtol=0.0)
-            assert all(model.action_space.contains(action) for action in actions)
+            dtype = model.action_space.dtype
+            assert all(model.action_space.contains(action.astype(dtype)) for action in actions)
 
     @pytest.mark.parametrize("format", FORMATS)
     def test_with_normalisation(self, format: Any, tmp_path: Path) -> None:
@@ -130,10 +142,40 @@ class TestFilesEqualTheModel:
 
     def test_statistics_of_other_observations(self, tmp_path: Path) -> None:
         env = VecNormalize(DummyVecEnv([lambda: SpaceEnv(spaces.Box(-1.0, 1.0, (5,)))]))
-        with pytest.raises(
-            ValueError, match=r"`vec_normalize` has statistics of shape \(5,\) for 'observation', but the model's"
-        ):
+        with pytest.raises(ValueError, match=r"`vec_normalize` has statistics of shape \(5,\) for 'observation', but the obs"):
             make_model().export(tmp_path / "policy", vec_normalize=env)
+
+    def test_a_warning_if_the_file_would_not_normalise(self, tmp_path: Path) -> None:
+        model = SoftAC("MlpPolicy", VecNormalize(DummyVecEnv([RandomEnv])), buffer_size=10)
+        with pytest.warns(UserWarning, match="trained with normalised observations, but the file will not normalise them"):
+            model.export(tmp_path / "policy")
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_observations_so_large_that_float32_is_not_exact(self, format: Any, tmp_path: Path) -> None:
+        for seed in range(4):
+            env = SpaceEnv(spaces.Box(-1e4, 1e4, (17,)))
+            SoftAC("MlpPolicy", env, buffer_size=10, seed=seed, device="cpu").export(tmp_path / "policy", format=format)
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_keys_that_modules_cannot_have(self, format: Any, tmp_path: Path) -> None:
+        space = spaces.Dict({"type": spaces.Box(-1.0, 1.0, (2,)), "a.b": spaces.Box(-1.0, 1.0, (3,))})
+        env = VecNormalize(DummyVecEnv([lambda: SpaceEnv(space)]))
+        kwargs = {"features_extractor_class": Joined, "features_extractor_kwargs": {"features_dim": 5}}
+        model = SoftAC("MultiInputPolicy", env, buffer_size=10, device="cpu", policy_kwargs=kwargs)
+        file = ExportedPolicy(model.export(tmp_path / "policy", format=format, vec_normalize=env))
+        obs = sample(space, 4)
+        np.testing.assert_allclose(file(obs), model.predict(env.normalize_obs(obs), deterministic=True)[0], atol=1e-5)
+
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_the_random_numbers_of_the_training_stay(self, format: Any, tmp_path: Path) -> None:
+        draws = []
+        for exports in (False, True):
+            model = make_model()
+            model.observation_space.seed(0)
+            if exports:
+                model.export(tmp_path / "policy", format=format)
+            draws.append([float(th.rand(())), float(np.random.rand()), *model.observation_space.sample()])  # noqa: NPY002
+        assert draws[0] == draws[1]
 
     def test_after_training_and_without_an_environment(self, tmp_path: Path) -> None:
         model = make_model()
@@ -173,7 +215,7 @@ class TestMetadata:
         assert metadata["algorithm"] == "SoftAC"
         assert metadata["deterministic"] is True
         assert metadata["inputs"] == ["img", "vec"]
-        assert metadata["action_space"]["low"] == ["0.0"] * 4
+        assert metadata["action_space"]["low"] == "0.0"
         assert metadata["observation_space"]["spaces"]["img"]["dtype"] == "uint8"
 
     @pytest.mark.parametrize("format", FORMATS)
@@ -237,10 +279,13 @@ class TestUse:
             (tmp_path / "text.onnx").write_text("no model")
             with pytest.raises(ValueError, match=f"{name}', which is no file that SoftAC.export wrote"):
                 ExportedPolicy(tmp_path / name)
+        with pytest.raises(FileNotFoundError, match="where there is no file"):
+            ExportedPolicy(tmp_path / "missing.onnx")
         path = model.export(tmp_path / "policy", format=format)
-        if format == "torchscript":
-            with pytest.raises(ValueError, match=r"an exported policy: sb3_softac\.export\.ExportedPolicy loads it"):
-                SoftAC.load(path)
+        with pytest.raises(ValueError, match=r"an exported policy: sb3_softac\.export\.ExportedPolicy loads it"):
+            SoftAC.load(path)
+        with pytest.raises(ValueError, match=r"`observation` has the shape \(2, 3\) for 'observation', but it must be"):
+            ExportedPolicy(path).predict(np.zeros((2, 3), np.float32))
 
 
 class TestRefusals:
@@ -257,6 +302,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             make_model().export(tmp_path / "policy", **kwargs)
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("space", "message"),
+        [
+            (spaces.Dict({"action": VECTOR}), "the observation 'action' needs 'torchscript'"),
+            (spaces.Dict({"0": VECTOR}), "the observation '0' needs 'torchscript'"),
+            (spaces.Dict({"a": spaces.Box(0, 9, (2,), np.uint16)}), "the dtype uint16 of 'a' needs 'torchscript'"),
+        ],
+    )
+    def test_what_onnx_files_cannot_have(self, space: Any, message: str, tmp_path: Path) -> None:
+        model = SoftAC("MultiInputPolicy", SpaceEnv(space), buffer_size=10)
+        with pytest.raises(ValueError, match=f"`format` is 'onnx', but {message}"):
+            model.export(tmp_path / "policy")
+        model.export(tmp_path / "policy", format="torchscript")
+
+    def test_statistics_of_other_keys(self, tmp_path: Path) -> None:
+        boxes = VecNormalize(DummyVecEnv([RandomEnv]))
+        with pytest.raises(ValueError, match=r"`vec_normalize` has statistics of shape .* for 'observation'"):
+            model_of("dict").export(tmp_path / "policy", vec_normalize=boxes)
 
     def test_sampling_with_gsde(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="`deterministic` is False, but it must be True with gSDE"):
