@@ -44,7 +44,7 @@ class Curve(BaseCallback):
         self.rows: list[dict[str, Any]] = []
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % self.every == 0:
+        if self.num_timesteps % self.every == 0 and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
             mean: Any = evaluate_policy(self.model, self.eval_env, n_eval_episodes=EPISODES)[0]
             logged = self.model.logger.name_to_value
             self.rows.append(
@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("log-std"), help="name of CSV and plot, without suffix")
     parser.add_argument("--plot-only", action="store_true")
     args = parser.parse_args()
+    if args.steps < POINTS:
+        parser.error(f"--steps must be at least {POINTS}")
     table = args.output.with_suffix(".csv")
     if not args.plot_only:
         jobs = [(*job, args.steps, args.learning_starts) for job in itertools.product(args.envs, LABELS, args.seeds)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from torch import nn
 
@@ -175,9 +176,10 @@ def _copy_optimizer(
 def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
     """Copy actor, critics, targets and their optimizers.
 
-    :raises ValueError: the networks of ``policy`` have other shapes
+    :raises ValueError: the networks of ``policy`` have other shapes, or share what ``sac`` does not
     """
     assert policy.critic_target is not None, "a value network is refused before"
+    _refuse_new_sharing(sac.policy, policy)
     try:
         policy.actor.load_state_dict(sac.actor.state_dict())
         policy.critic.load_state_dict(stack_critics(sac.critic.state_dict()))
@@ -202,17 +204,48 @@ def load_source(source: Any) -> "SAC | SoftAC":
     data = load_from_zip_file(source, load_data=True, device="cpu")[0] or {}
     if isinstance(source, io.BufferedIOBase):
         source.seek(0)
-    if "batch_norm_stats" in data:  # an attribute of SAC alone
-        return SAC.load(source, device="cpu", buffer_size=1)
+    if {"batch_norm_stats", "ent_coef"} <= set(data):  # attributes of SAC
+        # No replay buffer of any size or kind, and the random generators stay as they are.
+        buffer: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
+        return SAC.load(source, device="cpu", seed=None, optimize_memory_usage=False, **buffer)
     if "_built_for" in data:  # one of ours
         return SoftAC.load(source, device="cpu")
     raise ValueError(f"`source` is {str(source)!r}, but it must be a file that SoftAC or SB3's SAC saved.")
 
 
+def _refuse_other_functions(source: BasePolicy, policy: SoftACPolicy) -> None:
+    """Refuse networks that would compute something else with the same weights.
+
+    :raises ValueError: an option that the shapes of the weights do not show
+    """
+    clamped = {"log_std_mode": "state", "log_std_bounding": "clamp"}  # of SB3's own policy
+    theirs, own = (clamped | each._get_constructor_parameters() for each in (source, policy))
+    names = ["activation_fn", "normalize_images", "features_extractor_class", "log_std_bounding"]
+    if own["log_std_bounding"] == "tanh":
+        names.append("log_std_bounds")
+    if own["use_sde"]:
+        names += ["use_expln", "clip_mean"]
+    for name in names:
+        if theirs.get(name) != own[name]:
+            raise ValueError(f"`source` does not fit this model: its {name} is {theirs.get(name)}, here it is {own[name]}.")
+
+
+def _refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
+    """Refuse to put the critics' features extractor in the place of the actor's.
+
+    :raises ValueError: actor and critics share one here, and have two in ``source``
+    """
+    shares = source.share_features_extractor
+    if policy.share_features_extractor and not shares and any(True for _ in policy.actor.features_extractor.parameters()):
+        raise ValueError(
+            "`share_features_extractor` is True, but it must be False: actor and critics of the source have one each."
+        )
+
+
 def copy_weights(source: "SAC | SoftAC", policy: SoftACPolicy) -> None:
     """Copy the weights of all networks, and change nothing if one does not fit.
 
-    :raises ValueError: a network that only one side has, or a parameter whose shapes differ
+    :raises ValueError: a network that only one side has, parameters of other shapes, or another function of the same weights
     """
     theirs: Tensors = {}
     for name, network in source.policy.named_children():
@@ -231,6 +264,8 @@ def copy_weights(source: "SAC | SoftAC", policy: SoftACPolicy) -> None:
         if missing:
             name, tensor = missing[0], names[missing[0]]
             raise ValueError(f"`source` does not fit this model: {name} of shape {tuple(tensor.shape)} exists only {side}.")
+    _refuse_new_sharing(source.policy, policy)
+    _refuse_other_functions(source.policy, policy)
     policy.load_state_dict(theirs)
 
 

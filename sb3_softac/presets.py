@@ -1,9 +1,11 @@
 """Published systems as named arguments of ``SoftAC``.
 
-Each constant is a read-only mapping of keyword arguments, complete but for the environment::
+Each constant is a read-only mapping of keyword arguments::
 
     SoftAC("MlpPolicy", env, **presets.SPINNINGUP)
     SoftAC("MlpPolicy", env, **presets.get("spinningup", batch_size=256, policy_kwargs={"n_critics": 4}))
+
+What a preset does not name has ``SoftAC``'s default.
 
 RL Zoo takes the name: ``-params preset:spinningup``, or ``preset: spinningup`` in a hyper-parameter file. docs/presets.md
 lists the source of each, and what it does not reproduce.
@@ -54,7 +56,7 @@ HAARNOJA2018 = _preset(
 HAARNOJA2018_HARD = _preset(HAARNOJA2018, tau=1.0, target_update_interval=1000, gradient_steps=4)
 
 #: 1812.05905: learned temperature, no value network
-HAARNOJA2019 = _preset(_COMMON, ent_coef="auto", ent_coef_update="exp", target_entropy="auto")
+HAARNOJA2019 = _preset(_COMMON, learning_starts=100, ent_coef="auto", ent_coef_update="exp", target_entropy="auto")
 
 #: the first version of Spinning Up's SAC page, with a value network
 SPINNINGUP_V1 = _preset(
@@ -109,6 +111,7 @@ SOFTLEARNING = _preset(
 #: Sigaud's SAC slides; for ``Box`` and ``Discrete`` actions
 SIGAUD = _preset(
     _COMMON,
+    learning_starts=100,
     actor_q="target_min",
     ent_coef="auto",
     ent_coef_update="exp",
@@ -165,7 +168,7 @@ def get(name: str, **overrides: Any) -> dict[str, Any]:
     :return: keyword arguments of ``SoftAC``
     :raises ValueError: unknown name
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"`preset` is {name!r}, but it must be one of {', '.join(map(repr, PRESETS))}.")
     policy_kwargs = {**PRESETS[name]["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
     return {**PRESETS[name], **overrides, "policy_kwargs": policy_kwargs}

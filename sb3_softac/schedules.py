@@ -58,20 +58,20 @@ class StaircaseSchedule:
 
 
 def _parse_string(name: str, text: str) -> Schedule:
-    kind, *fields = text.split("_") if "_" in text else ("constant", text)
+    kind, *fields = text.split("_") if "_" in text else ("", text)
     try:
         values = [float(field) for field in fields]
     except ValueError:
         values = []
     match kind, values:
-        case "constant", [value]:
+        case "", [value] if "_" not in text:
             schedule: Schedule = ConstantSchedule(value)
         case "lin", [start]:
             schedule = LinearSchedule(start, 0.0, 1.0)
         case "lin", [start, end]:
             schedule = LinearSchedule(start, end, 1.0)
         case (("lin" | "exp"), [_, _, stairs]) if stairs >= 2.0 and stairs.is_integer():
-            return StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(stairs))
+            schedule = StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(stairs))
         case "exp", [start, end] if start > 0.0 and end > 0.0:
             schedule = ExponentialSchedule(start, end)
         case _:

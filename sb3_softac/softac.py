@@ -31,7 +31,14 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import conversion, export, files, losses
-from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_action_space, check_arguments, check_count
+from sb3_softac.arguments import (
+    DEFAULT_LEARNING_RATE,
+    DEFAULT_TARGET_ENTROPY_SCALE,
+    check_action_space,
+    check_arguments,
+    check_count,
+    check_flag,
+)
 from sb3_softac.distributions import ActionProbabilities, SampledActions
 from sb3_softac.losses import CriticReduction
 from sb3_softac.networks import Members
@@ -71,7 +78,8 @@ class SoftAC(OffPolicyAlgorithm):
 
     Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
     same names, order and defaults; the keyword-only ones are ours. Rates are numbers, callables of the remaining progress
-    (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``.
+    (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``, and
+    ``"lin_3e-4_1e-10_100"`` to decay in 100 stairs, by epoch.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
     :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box`` or ``Discrete``
@@ -142,7 +150,7 @@ class SoftAC(OffPolicyAlgorithm):
         self,
         policy: str | type[SoftACPolicy],
         env: GymEnv | str,
-        learning_rate: Rate = 3e-4,
+        learning_rate: Rate = DEFAULT_LEARNING_RATE,
         buffer_size: int = 1_000_000,
         learning_starts: int = 100,
         batch_size: int = 256,
@@ -352,7 +360,7 @@ class SoftAC(OffPolicyAlgorithm):
 
     def _refuse_other_architecture(self) -> None:
         """A saved model can be loaded with other options, but not with ones that its weights have no place for."""
-        if "batch_norm_stats" in self.__dict__:  # an attribute of SAC alone
+        if "batch_norm_stats" in self.__dict__:  # an attribute of SAC; others that have it have policies that are refused
             raise ValueError("The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)) takes it over.")
         ent_coef = self.ent_coef
         learned = isinstance(ent_coef, str) and ent_coef.startswith("auto")
@@ -365,6 +373,8 @@ class SoftAC(OffPolicyAlgorithm):
         for name, saved in (self._built_for or built_for).items():
             if built_for[name] != saved:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but the saved model needs {name} {saved!r}.")
+        if not self._weights_follow:
+            self._refuse_an_unused_rate(learned)
         self._built_for = built_for
         if self._expected_policy_kwargs is not None:
             expected, saved = (
@@ -373,6 +383,17 @@ class SoftAC(OffPolicyAlgorithm):
             )
             if _with_lists(expected) != _with_lists(saved):
                 raise ValueError(f"`policy_kwargs` is {expected}, but the saved model needs {saved}.")
+
+    def _refuse_an_unused_rate(self, learned_temperature: bool) -> None:
+        """``learning_rate`` counts where a network or a learned temperature has no rate of its own."""
+        owners = ["actor", "critic"] + ["value"] * self.value_network + ["ent_coef"] * learned_temperature
+        if self.learning_rate != DEFAULT_LEARNING_RATE and all(
+            getattr(self, f"{owner}_learning_rate") is not None for owner in owners
+        ):
+            names = ", ".join(f"{owner}_learning_rate" for owner in owners)
+            raise ValueError(
+                f"`learning_rate` is {self.learning_rate!r}, but it must be left out where every optimizer has its own: {names}."
+            )
 
     def _allocate_replay_buffer(self) -> None:
         assert self.replay_buffer_class is not None
@@ -805,6 +826,8 @@ class SoftAC(OffPolicyAlgorithm):
         unknown = sorted(set(kwargs) - set(cls._option_names()))
         if unknown:
             raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(cls._option_names())}.")
+        if kwargs.get("target_entropy", "auto") != "auto":
+            kwargs.setdefault("target_entropy_scale", DEFAULT_TARGET_ENTROPY_SCALE)  # the saved one no longer counts
         if "stats_window_size" in kwargs:
             kwargs["_stats_window_size"] = check_count("stats_window_size", kwargs.pop("stats_window_size"), 1)
         if "policy_kwargs" in kwargs:
@@ -857,12 +880,20 @@ class SoftAC(OffPolicyAlgorithm):
         :return: this model
         :raises ValueError: another kind of source, networks of other shapes, or an α that has no place here
         """
-        source = conversion.load_source(source)
-        if temperature and not isinstance(self.temperature, LearnedTemperature):
+        check_flag("temperature", temperature)
+        learned = self.temperature
+        if temperature and not isinstance(learned, LearnedTemperature):
             raise ValueError(f"`temperature` is True, but `ent_coef`={self.ent_coef!r} is fixed: there is none to start from.")
+        source = conversion.load_source(source)
+        ent_coef = conversion.ent_coef_of(source)
+        if temperature and ent_coef == 0.0 and self.ent_coef_update != "dual":
+            raise ValueError(
+                "`temperature` is True, but the temperature of the source is 0, where "
+                f"`ent_coef_update`={self.ent_coef_update!r} cannot start."
+            )
         conversion.copy_weights(source, self.policy)
         if temperature:
-            cast(LearnedTemperature, self.temperature).set_value(conversion.ent_coef_of(source))
+            cast(LearnedTemperature, learned).set_value(ent_coef)
         if self.use_sde:
             self.policy.reset_noise()  # from the weights that were copied
         return self

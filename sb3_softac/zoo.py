@@ -80,7 +80,8 @@ def sample_softac_params(
 
 def _with_implied(ours: dict[str, Any]) -> dict[str, Any]:
     """Add what the sampled options need, in case the hyper-parameter file or the command line has set it otherwise."""
-    implied: dict[str, Any] = {"ent_coef": "auto"}  # a search over its update needs a learned temperature
+    # A search over its update needs a learned temperature, one over the common rate needs somebody who follows it.
+    implied: dict[str, Any] = {"ent_coef": "auto", "critic_learning_rate": None, "ent_coef_learning_rate": None}
     if not ours.get("value_network", False):
         implied["value_learning_rate"] = None
     return {**implied, **ours}
@@ -151,7 +152,10 @@ def expand_preset(from_command_line: dict[str, Any] | None, hyperparams: dict[st
         tuned = {*SoftAC._option_names()} - {*(from_command_line or {})}
         given = {name: value for name, value in given.items() if name not in tuned}
     if isinstance(given.get("policy_kwargs"), str):
-        given["policy_kwargs"] = eval(given["policy_kwargs"])  # as RL Zoo does, a little later
+        import rl_zoo3.exp_manager
+
+        # As RL Zoo does a little later, with the names that it has there.
+        given["policy_kwargs"] = eval(given["policy_kwargs"], dict(vars(rl_zoo3.exp_manager)))
     return presets.get(hyperparams["preset"], **given)
 
 

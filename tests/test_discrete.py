@@ -188,6 +188,8 @@ class TestTemperature:
         assert SoftAC.load(tmp_path / "model").target_entropy == make_model(env=env).target_entropy
         assert SoftAC.load(tmp_path / "model", target_entropy_scale=0.4).target_entropy == pytest.approx(0.4 * math.log(3))
         assert SoftAC.load(tmp_path / "model", target_entropy=0.2).target_entropy == 0.2
+        make_model(env=env, target_entropy_scale=0.9).save(tmp_path / "model")
+        assert SoftAC.load(tmp_path / "model", target_entropy=0.2).target_entropy == 0.2
 
 
 class TestObservationsAndBuffers:
@@ -217,7 +219,13 @@ class TestObservationsAndBuffers:
         self.learn(env, "MultiInputPolicy", policy_kwargs=kwargs, value_network=value_network)
 
     def test_shared_features(self) -> None:
-        self.learn(RandomDiscreteEnv(), value_network=True, policy_kwargs={"share_features_extractor": True})
+        """The extractor learns from the actor's loss alone; one that has weights, unlike that of flat observations."""
+        env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=True)
+        kwargs = {"features_extractor_kwargs": {"features_dim": 16}, "share_features_extractor": True}
+        model = self.learn(env, "CnnPolicy", policy_kwargs=kwargs, value_network=True)
+        assert model.critic.features_extractor is model.actor.features_extractor
+        held = {id(p) for group in model.critic.optimizer.param_groups for p in group["params"]}
+        assert held.isdisjoint(id(p) for p in model.actor.features_extractor.parameters())
 
     @pytest.mark.parametrize("n_envs", [1, 2])
     def test_hindsight_experience_replay(self, n_envs: int) -> None:

@@ -65,6 +65,8 @@ def test_past_the_planned_end() -> None:
         "exp_1_0",
         "exp_0_1",
         "cos_1",
+        "constant_1",
+        "_1",
         "3e-4_1e-4",
         "LIN_1",
         "lin_a",

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import SAC, TD3
+from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_softac import SoftAC
@@ -124,6 +125,87 @@ def test_shapes_that_do_not_fit(kwargs: dict[str, Any], message: str) -> None:
         assert th.equal(weight, before[name])
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        ({"activation_fn": th.nn.Tanh}, {}, "its activation_fn is .*Tanh.*, here it is .*ReLU"),
+        ({}, {"log_std_bounding": "tanh"}, "its log_std_bounding is clamp, here it is tanh"),
+        (
+            {"log_std_bounding": "tanh"},
+            {"log_std_bounding": "tanh", "log_std_bounds": (-5.0, 2.0)},
+            r"its log_std_bounds is \(-20\.0, 2\.0\), here it is \(-5\.0, 2\.0\)",
+        ),
+    ],
+)
+def test_weights_that_would_mean_something_else(there: dict[str, Any], here: dict[str, Any], message: str) -> None:
+    source = make_model(policy_kwargs={**SMALL, **there})
+    with pytest.raises(ValueError, match=f"`source` does not fit this model: {message}"):
+        make_model(policy_kwargs={**SMALL, **here}).warm_start(source)
+
+
+def test_from_sb3_into_another_activation() -> None:
+    with pytest.raises(ValueError, match=r"its activation_fn is .*ReLU.*, here it is .*Tanh"):
+        make_model(policy_kwargs={**SMALL, "activation_fn": th.nn.Tanh}).warm_start(sb3_sac())
+
+
+class TestSharedFeatures:
+    """Images, for which the features extractor has weights."""
+
+    ENV = FakeImageEnv(36, 36, discrete=False)
+
+    def model(self, share: bool) -> SoftAC:
+        kwargs = {**SMALL, "share_features_extractor": share, "features_extractor_kwargs": {"features_dim": 8}}
+        return SoftAC("CnnPolicy", self.ENV, policy_kwargs=kwargs, buffer_size=10, device="cpu")
+
+    @pytest.mark.parametrize(("there", "here"), [(True, True), (True, False), (False, False)])
+    def test_the_policy_is_the_same(self, there: bool, here: bool) -> None:
+        source = self.model(there)
+        model = self.model(here).warm_start(source)
+        obs: Any = self.ENV.observation_space.sample()
+        np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], source.predict(obs, deterministic=True)[0])
+
+    def test_two_extractors_have_no_place_in_one(self) -> None:
+        with pytest.raises(ValueError, match="`share_features_extractor` is True, but it must be False"):
+            self.model(True).warm_start(self.model(False))
+        kwargs = {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 8}}
+        sac = SAC("CnnPolicy", self.ENV, policy_kwargs=kwargs, buffer_size=10, device="cpu")
+        with pytest.raises(ValueError, match="`share_features_extractor` is True, but it must be False"):
+            SoftAC.from_sb3(sac, policy_kwargs={**kwargs, "share_features_extractor": True})
+
+
+class TestFilesOfSB3:
+    def test_hindsight_experience_replay(self, tmp_path: Path) -> None:
+        env = BitFlippingEnv(n_bits=3, continuous=True)
+        kwargs: dict[str, Any] = {"buffer_size": 100, "learning_starts": 20, "device": "cpu"}
+        sac = SAC("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, policy_kwargs=dict(SMALL), **kwargs).learn(30)
+        sac.save(tmp_path / "sac")
+        model = SoftAC("MultiInputPolicy", env, policy_kwargs=SMALL, **kwargs).warm_start(tmp_path / "sac.zip")
+        obs: Any = env.observation_space.sample()
+        np.testing.assert_allclose(
+            model.predict(obs, deterministic=True)[0], sac.predict(obs, deterministic=True)[0], atol=1e-6
+        )
+
+    def test_the_random_numbers_stay_those_of_this_model(self, tmp_path: Path) -> None:
+        sb3_sac().save(tmp_path / "sac")
+        draws = set()
+        for seed in (1, 2):
+            make_model(seed=seed).warm_start(tmp_path / "sac.zip")
+            draws.add((float(th.rand(())), float(np.random.rand())))  # noqa: NPY002  # SB3's generator
+        assert len(draws) == 2
+
+
+def test_a_temperature_of_zero_has_no_logarithm() -> None:
+    source = make_model(ent_coef="auto_0")
+    assert make_model().warm_start(source, temperature=True).temperature.value == 0.0
+    model = make_model(ent_coef_update="log")
+    before = model.actor.mu.weight.clone()
+    with pytest.raises(ValueError, match="the temperature of the source is 0, where `ent_coef_update`='log' cannot start"):
+        model.warm_start(source, temperature=True)
+    assert th.equal(model.actor.mu.weight, before)
+    with pytest.raises(ValueError, match="`temperature` is 'no', but it must be True or False"):
+        model.warm_start(source, temperature="no")  # type: ignore[arg-type]  # on purpose
+
+
 def test_other_sources(tmp_path: Path) -> None:
     noise = NormalActionNoise(np.zeros(2), np.ones(2))
     td3 = TD3("MlpPolicy", RandomEnv(), buffer_size=10, action_noise=noise)
@@ -132,5 +214,8 @@ def test_other_sources(tmp_path: Path) -> None:
     td3.save(tmp_path / "td3.zip")
     with pytest.raises(ValueError, match=r"td3\.zip', but it must be a file that SoftAC or SB3's SAC saved"):
         make_model().warm_start(tmp_path / "td3.zip")
+    DQN("MlpPolicy", "CartPole-v1", buffer_size=10).save(tmp_path / "dqn.zip")
+    with pytest.raises(ValueError, match=r"dqn\.zip', but it must be a file that SoftAC or SB3's SAC saved"):
+        make_model().warm_start(tmp_path / "dqn.zip")
     with pytest.raises(FileNotFoundError):
         make_model().warm_start(tmp_path / "missing.zip")
