@@ -281,6 +281,8 @@ class SoftAC(OffPolicyAlgorithm):
         arguments = {"automatic_replay_buffer": self._automatic_replay_buffer}
         arguments |= {name: getattr(self, name) for name in self._option_names() if hasattr(self, name)}
         self.__dict__.update(check_arguments(arguments, self.observation_space, self.action_space, self.n_envs))
+        if not self._weights_follow:
+            self._refuse_an_unused_rate()
         self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde}
         if self.value_network:
             self.policy_kwargs["value_network"] = True
@@ -373,8 +375,6 @@ class SoftAC(OffPolicyAlgorithm):
         for name, saved in (self._built_for or built_for).items():
             if built_for[name] != saved:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}, but the saved model needs {name} {saved!r}.")
-        if not self._weights_follow:
-            self._refuse_an_unused_rate(learned)
         self._built_for = built_for
         if self._expected_policy_kwargs is not None:
             expected, saved = (
@@ -384,15 +384,16 @@ class SoftAC(OffPolicyAlgorithm):
             if _with_lists(expected) != _with_lists(saved):
                 raise ValueError(f"`policy_kwargs` is {expected}, but the saved model needs {saved}.")
 
-    def _refuse_an_unused_rate(self, learned_temperature: bool) -> None:
+    def _refuse_an_unused_rate(self) -> None:
         """``learning_rate`` counts where a network or a learned temperature has no rate of its own."""
-        owners = ["actor", "critic"] + ["value"] * self.value_network + ["ent_coef"] * learned_temperature
+        learned = isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
+        owners = ["actor", "critic"] + ["value"] * self.value_network + ["ent_coef"] * learned
         if self.learning_rate != DEFAULT_LEARNING_RATE and all(
             getattr(self, f"{owner}_learning_rate") is not None for owner in owners
         ):
             names = ", ".join(f"{owner}_learning_rate" for owner in owners)
             raise ValueError(
-                f"`learning_rate` is {self.learning_rate!r}, but it must be left out where every optimizer has its own: {names}."
+                f"`learning_rate` is {self.learning_rate!r}, but it must be left out where all have their own: {names}."
             )
 
     def _allocate_replay_buffer(self) -> None:

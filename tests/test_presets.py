@@ -505,7 +505,7 @@ class TestOverrides:
             (
                 "slc",
                 {"learning_rate": 1.0},
-                "`learning_rate` is 1.0, but it must be left out where every optimizer has its own",
+                "`learning_rate` is 1.0, but it must be left out where all have their own",
             ),
             ("slc", {"ent_coef": 0.1}, "`ent_coef_learning_rate` is 'lin_1e-4_1e-10'"),
         ],

@@ -355,7 +355,7 @@ class TestRandomState:
 
 
 def test_a_file_of_sb3_is_pointed_to_from_sb3(tmp_path: Path) -> None:
-    SAC("MlpPolicy", RandomEnv(), policy_kwargs=SMALL, buffer_size=10).save(tmp_path / "sac.zip")
+    SAC("MlpPolicy", RandomEnv(), policy_kwargs=dict(SMALL), buffer_size=10).save(tmp_path / "sac.zip")
     with pytest.raises(ValueError, match=r"saved by SB3's SAC: SoftAC\.from_sb3\(SAC\.load\(path\)\)"):
         SoftAC.load(tmp_path / "sac.zip")
 
