@@ -24,7 +24,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import (
     check_for_correct_spaces,
     get_parameters_by_name,
-    polyak_update,
     update_learning_rate,
 )
 from stable_baselines3.common.vec_env import VecNormalize
@@ -356,7 +355,7 @@ class SoftAC(OffPolicyAlgorithm):
         online, target = (self.value_net, self.value_net_target) if self.value_network else (self.critic, self.critic_target)
         assert online is not None
         assert target is not None
-        self._tracked = (list(online.parameters()), list(target.parameters()))
+        self._tracked: tuple[list[th.Tensor], list[th.Tensor]] = (list(online.parameters()), list(target.parameters()))
         # Batch normalisation's statistics are averages already, see SB3's issue 996: targets copy them.
         self._copied = (get_parameters_by_name(online, ["running_"]), get_parameters_by_name(target, ["running_"]))
 
@@ -628,7 +627,8 @@ class SoftAC(OffPolicyAlgorithm):
             critics = self.critic_target
         members = FIRST_CRITIC if self.actor_q == "first" else None
         how: CriticReduction = "min" if self.actor_q == "target_min" else self.actor_q
-        q = losses.reduce_critics(critics.q_values(batch.observations, policy.actions, members), how)
+        with th.set_grad_enabled(policy.actions is not None):  # without a sampled action no gradient runs through Q
+            q = losses.reduce_critics(critics.q_values(batch.observations, policy.actions, members), how)
         loss = policy.actor_loss(q, ent_coef)
         grad_norm = self._minimise(loss, self.actor.optimizer)
         return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
@@ -637,10 +637,13 @@ class SoftAC(OffPolicyAlgorithm):
         loss = self.temperature.update(log_prob)
         return {} if loss is None else {"ent_coef_loss": loss}
 
+    @th.no_grad()
     def _update_targets(self) -> None:
-        """θ̄ ← τθ + (1 − τ)θ̄."""
-        polyak_update(*self._tracked, self.tau)
-        polyak_update(*self._copied, 1.0)
+        """θ̄ ← τθ + (1 − τ)θ̄, all parameters in one call."""
+        (online, target), (statistics, target_statistics) = self._tracked, self._copied
+        th._foreach_lerp_(target, online, self.tau)
+        if statistics:
+            th._foreach_copy_(target_statistics, statistics)
 
     def _minimise(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> th.Tensor:
         """One step of ``optimizer`` down ``loss``: the one place where gradients enter parameters.
