@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import conversion, export, files, losses
+from sb3_softac.acting import DirectActor
 from sb3_softac.arguments import (
     DEFAULT_LEARNING_RATE,
     DEFAULT_TARGET_ENTROPY_SCALE,
@@ -247,6 +248,8 @@ class SoftAC(OffPolicyAlgorithm):
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
         self._automatic_replay_buffer = replay_buffer_class is None
+        #: what samples actions in place of `predict`, while `learn` runs
+        self._direct_actor: DirectActor | None = None
         #: what the weights in a saved file were built for; None until they are built
         self._built_for: dict[str, Any] | None = None
         #: the target entropy that replaced "auto", so that `load` can tell it from one that was asked for
@@ -454,6 +457,8 @@ class SoftAC(OffPolicyAlgorithm):
         self._refuse_spoilt_statistics()
         result = super()._setup_learn(*args, **kwargs)
         self._refuse_non_finite("observation", self._last_obs)
+        own_predict = type(self).predict is not SoftAC.predict or "predict" in vars(self) or "predict" in vars(self.policy)
+        self._direct_actor = DirectActor(self.policy) if DirectActor.can_act(self.policy) and not own_predict else None
         assert self.ep_info_buffer is not None
         if self.ep_info_buffer.maxlen != self._stats_window_size:  # replaced at `load`
             self.ep_info_buffer = deque(self.ep_info_buffer, maxlen=self._stats_window_size)
@@ -464,7 +469,20 @@ class SoftAC(OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         random_steps = learning_starts if self.random_steps is None else self.random_steps
-        return super()._sample_action(random_steps, action_noise, n_envs)
+        actor = self._direct_actor
+        if self.num_timesteps < random_steps or actor is None or actor.policy is not self.policy:
+            return super()._sample_action(random_steps, action_noise, n_envs)
+        assert isinstance(self._last_obs, np.ndarray)
+        actions = actor(self._last_obs)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions + self.action_space.start
+            return actions, actions
+        assert isinstance(self.action_space, spaces.Box)
+        precision = np.result_type(self.action_space.low, actions)  # that of SB3's rescaling
+        actions = actions.reshape(-1, *self.action_space.shape).astype(precision, copy=False)
+        if action_noise is not None:
+            actions = np.clip(actions + action_noise(), -1, 1)
+        return self.policy.unscale_action(actions), actions
 
     def _store_transition(
         self,
@@ -731,7 +749,7 @@ class SoftAC(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
         rebuilt = ["_tracked", "_copied", "_own_lr_schedules"]
-        rebuilt += ["_seed_at_setup", "_weights_follow", "_expected_policy_kwargs"]
+        rebuilt += ["_direct_actor", "_seed_at_setup", "_weights_follow", "_expected_policy_kwargs"]
         return [*super()._excluded_save_params(), *networks, *rebuilt]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
