@@ -30,7 +30,7 @@ Format = Literal["onnx", "torchscript"]
 Observations = Any  # an array (B, ...), or a dict of them
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt"}
 METADATA = "sb3_softac.json"
-#: largest difference between the file and ``predict()``, in units of the largest action bound, or of 1 if that is smaller
+#: largest difference between the file and ``predict()``, in units of each action's larger bound, or of 1 if that is smaller
 TOLERANCE = 1e-5
 
 
