@@ -217,6 +217,11 @@ def check_arguments(
         check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
     for name in ("value_network", "optimize_memory_usage"):
         check_flag(name, arguments[name])
+    if arguments["compile"] != "auto":
+        try:
+            check_flag("compile", arguments["compile"])
+        except ValueError:
+            _refuse("compile", arguments["compile"], "'auto', True or False")
     check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
     if arguments["value_network"] and arguments["actor_q"] == "target_min":

@@ -68,7 +68,17 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
         :return: actions (B, A) in [−1, 1] and log-densities (B,), in nats
         """
         self.log_std = log_std.detach()
-        noise = th.randn_like(mean_actions)
+        return self.squash(mean_actions, log_std, th.randn_like(mean_actions))
+
+    @staticmethod
+    def squash(mean_actions: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """ã = tanh(μ + σ·ε) and its log-density, for given ε.
+
+        :param mean_actions: μ, (B, A)
+        :param log_std: log σ, (B, A) or (A,)
+        :param noise: ε, (B, A)
+        :return: as ``log_prob_from_params``
+        """
         pre_tanh = mean_actions + log_std.exp() * noise
         return th.tanh(pre_tanh), squashed_log_density(noise, log_std, pre_tanh)
 
@@ -98,6 +108,7 @@ class SampledActions(NamedTuple):
 
     actions: th.Tensor  # (B, A), scaled to [−1, 1]
     log_prob: th.Tensor  # (B,), in nats
+    log_std: th.Tensor  # log σ, (B, A) or (A,); with gSDE that of the noise matrix
 
     def soft_value(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
         """V(s), (B,), from the value of the sampled actions (B,)."""
@@ -106,6 +117,10 @@ class SampledActions(NamedTuple):
     def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
         """J_π, (), from the value of the sampled actions (B,)."""
         return losses.actor_loss(q, self.log_prob, ent_coef)
+
+    def metrics(self) -> dict[str, th.Tensor]:
+        """Entropy Ĥ and mean log σ."""
+        return {"entropy": -self.log_prob.detach().mean(), "log_std": self.log_std.detach().mean()}
 
 
 class ActionProbabilities(NamedTuple):
@@ -126,3 +141,7 @@ class ActionProbabilities(NamedTuple):
     def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
         """J_π, (), from the values of all actions (B, A)."""
         return losses.discrete_actor_loss(q, self.log_probs, ent_coef)
+
+    def metrics(self) -> dict[str, th.Tensor]:
+        """Entropy Ĥ."""
+        return {"entropy": -self.log_prob.detach().mean()}

@@ -140,6 +140,17 @@ def discrete_actor_loss(q: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor)
     return -discrete_soft_value(q.detach(), log_probs, ent_coef.detach()).mean()
 
 
+def entropy_gap(log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+    """Ĥ − H̄ with Ĥ = −mean_B log π: dJ(α)/dα of the dual form, dJ(log α)/dlog α of SB3's.
+
+    :param log_prob: (B,) log π(ã|s), or Σ_a π log π of discrete actions, in nats, held constant
+    :param target_entropy: H̄, in nats
+    :return: ()
+    """
+    _check(log_prob=log_prob)
+    return -log_prob.detach().mean() - target_entropy
+
+
 def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
     """J(α) = α·(Ĥ − H̄) with Ĥ = −mean_B log π (1812.05905, eqs. 17 and 18), so that dJ/dα = Ĥ − H̄.
 
@@ -148,8 +159,7 @@ def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entro
     :param target_entropy: H̄, in nats
     :return: ()
     """
-    _check(log_prob=log_prob)
-    return ent_coef * (-log_prob.detach().mean() - target_entropy)
+    return ent_coef * entropy_gap(log_prob, target_entropy)
 
 
 def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:

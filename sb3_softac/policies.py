@@ -128,15 +128,19 @@ class Actor(sb3_policies.Actor):
             return mean_actions, low + 0.5 * (high - low) * (1.0 + th.tanh(raw)), {}
         return mean_actions, raw.clamp(low, high), {}
 
-    def policy_at(self, obs: PyTorchObs) -> SampledActions:
-        """π(·|s) as one sampled action per state, for observations (B, ...)."""
-        return SampledActions(*self.action_log_prob(obs))
+    def policy_at(self, obs: PyTorchObs, noise: th.Tensor | None = None) -> SampledActions:
+        """π(·|s) as one sampled action per state.
 
-    def metrics(self) -> dict[str, th.Tensor]:
-        """Mean log σ of the newest batch that was sampled; with gSDE, of the noise matrix."""
-        if isinstance(self.action_dist, SquashedStateDependentNoise):
-            return {"log_std": self.get_std().detach().log().mean()}
-        return {"log_std": self.action_dist.log_std.mean()}
+        :param obs: (B, ...)
+        :param noise: ε ~ N(0, I), (B, A); None to draw it here. Not for gSDE, whose noise is a function of the state
+        """
+        if noise is not None:
+            assert isinstance(self.action_dist, SquashedGaussian)
+            mean_actions, log_std, _ = self.get_action_dist_params(obs)
+            return SampledActions(*self.action_dist.squash(mean_actions, log_std, noise), log_std)
+        actions, log_prob = self.action_log_prob(obs)
+        gaussian = isinstance(self.action_dist, SquashedGaussian)
+        return SampledActions(actions, log_prob, self.action_dist.log_std if gaussian else self.get_std().log())
 
 
 class CategoricalActor(BasePolicy):
@@ -180,8 +184,8 @@ class CategoricalActor(BasePolicy):
         latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
         return th.log_softmax(self.logits(latent), dim=1)
 
-    def policy_at(self, obs: PyTorchObs) -> ActionProbabilities:
-        """π(·|s) as the probabilities of all actions, for observations (B, ...)."""
+    def policy_at(self, obs: PyTorchObs, noise: None = None) -> ActionProbabilities:
+        """π(·|s) as the probabilities of all actions, for observations (B, ...); nothing is drawn."""
         return ActionProbabilities(self.log_probs(obs))
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -200,10 +204,6 @@ class CategoricalActor(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
-
-    def metrics(self) -> dict[str, th.Tensor]:
-        """Nothing beside the entropy."""
-        return {}
 
 
 class StackedCritics(BaseModel):

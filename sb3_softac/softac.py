@@ -6,8 +6,8 @@ import math
 import pathlib
 import warnings
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -20,7 +20,14 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
 from stable_baselines3.common.utils import (
     check_for_correct_spaces,
     get_parameters_by_name,
@@ -29,7 +36,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import conversion, export, files, losses
+from sb3_softac import batches, conversion, export, files, losses, optimizers
 from sb3_softac.acting import DirectActor
 from sb3_softac.arguments import (
     DEFAULT_LEARNING_RATE,
@@ -39,9 +46,12 @@ from sb3_softac.arguments import (
     check_count,
     check_flag,
 )
+from sb3_softac.batches import Batch, BlockSampler
 from sb3_softac.distributions import ActionProbabilities, SampledActions
+from sb3_softac.engine import DRAWN_INSIDE, Compile, Engine, Metrics, Noise, Turns, missing_for_compilation, why_only_eager
 from sb3_softac.losses import CriticReduction
 from sb3_softac.networks import Members
+from sb3_softac.optimizers import Descend
 from sb3_softac.policies import (
     SB3_EQUIVALENTS,
     CnnPolicy,
@@ -56,21 +66,9 @@ from sb3_softac.temperature import LearnedTemperature, Temperature, TemperatureU
 
 ActorQ = Literal["min", "mean", "first", "target_min"]
 Rate = float | str | Schedule
-Metrics = dict[str, th.Tensor]
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
 
 FIRST_CRITIC = slice(0, 1)
-
-
-class Batch(NamedTuple):
-    """Transitions of one gradient step; B is the batch size."""
-
-    observations: PyTorchObs  # (B, ...)
-    actions: th.Tensor  # (B, A), scaled to [-1, 1]; discrete ones (B,), counted from 0
-    next_observations: PyTorchObs  # (B, ...)
-    dones: th.Tensor  # (B,), 1 for a true termination only
-    rewards: th.Tensor  # (B,)
-    discounts: th.Tensor  # (B,), gamma to the number of steps behind the reward
 
 
 class SoftAC(OffPolicyAlgorithm):
@@ -130,6 +128,8 @@ class SoftAC(OffPolicyAlgorithm):
         policy, in [0, 1); ``Box`` actions have −A at any scale
     :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
+    :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps of a ``learn()`` are so many
+        that it pays off. On CUDA devices anything but False also captures it in a CUDA graph. Results differ in rounding
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
@@ -192,6 +192,7 @@ class SoftAC(OffPolicyAlgorithm):
         policy_delay: int = 1,
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
+        compile: Compile = "auto",
     ) -> None:
         if env is None and _init_setup_model:  # `load` builds a model without one, and sets it up later
             raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
@@ -247,6 +248,11 @@ class SoftAC(OffPolicyAlgorithm):
         self.policy_delay = policy_delay
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
+        self.compile: Compile = compile
+        self._engine = Engine()
+        self._block_sampler: BlockSampler | None = None
+        #: what the newest ``train()`` has to report, while it is still on the device: sums by names, and numbers of steps
+        self._unread_metrics: list[tuple[tuple[str, ...], th.Tensor, int]] = []
         self._automatic_replay_buffer = replay_buffer_class is None
         #: what samples actions in place of `predict`, while `learn` runs
         self._direct_actor: DirectActor | None = None
@@ -291,6 +297,9 @@ class SoftAC(OffPolicyAlgorithm):
         self._setup_host()
         self._create_aliases()
         self._setup_temperature()
+        self._engine = Engine()  # `load` leaves the constructor's one behind
+        if not self._weights_follow:
+            self._refuse_impossible_compilation()
         if self.target_subset is not None and self.target_subset > self.critic.n_critics:
             raise ValueError(
                 f"`target_subset` is {self.target_subset}, but it must be at most `n_critics`={self.critic.n_critics}."
@@ -398,6 +407,14 @@ class SoftAC(OffPolicyAlgorithm):
                 f"`learning_rate` is {self.learning_rate!r}, but it must be left out where all have their own: {names}."
             )
 
+    def _refuse_impossible_compilation(self) -> None:
+        if self.compile is not True:
+            return
+        missing = missing_for_compilation(self.device)
+        obstacle = why_only_eager(self) or (missing and f"it needs {missing}")
+        if obstacle:
+            raise ValueError(f"`compile` is True, but it must be 'auto' or False here: {obstacle}.")
+
     def _allocate_replay_buffer(self) -> None:
         assert self.replay_buffer_class is not None
         kwargs = dict(self.replay_buffer_kwargs)
@@ -444,7 +461,7 @@ class SoftAC(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfSoftAC:
         """Train for ``total_timesteps`` environment steps; 1e6 is as good as 1_000_000. Otherwise as in SB3."""
-        return super().learn(
+        super().learn(
             check_count("total_timesteps", total_timesteps, 0),
             callback=callback,
             log_interval=cast(int, log_interval),  # None, for no logging by episodes, is missing in SB3's annotation
@@ -452,9 +469,13 @@ class SoftAC(OffPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+        self._read_metrics()
+        return self
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._refuse_spoilt_statistics()
+        self._refuse_impossible_compilation()
+        self._engine.decided = False
         result = super()._setup_learn(*args, **kwargs)
         self._refuse_non_finite("observation", self._last_obs)
         own_predict = type(self).predict is not SoftAC.predict or "predict" in vars(self) or "predict" in vars(self.policy)
@@ -563,82 +584,149 @@ class SoftAC(OffPolicyAlgorithm):
         :param batch_size: transitions per gradient step
         :raises ValueError: the training has diverged
         """
-        self.policy.set_training_mode(True)
+        if not (self.policy.training and self.actor.training and self.critic.training):
+            self.policy.set_training_mode(True)
+        if not self._engine.decided:
+            way = self._engine.decide(self, self._planned_gradient_steps())
+            if self.verbose >= 1:
+                print(f"Gradient steps: {way}")
         self._update_schedules()
-        metrics = [self._gradient_step(self._sample_batch(batch_size)) for _ in range(gradient_steps)]
-        self._record(metrics)
+        self._record([self._gradient_step(batch) for batch in self._batches(gradient_steps, batch_size)])
+
+    def _planned_gradient_steps(self) -> int | None:
+        """How many gradient steps are still to come in this ``learn()``; None outside of one, or if nobody knows."""
+        transitions = self._total_timesteps - max(self.num_timesteps, self.learning_starts)
+        if transitions <= 0:
+            return None
+        if self.gradient_steps < 0:
+            return transitions
+        assert isinstance(self.train_freq, TrainFreq)
+        per_rollout = float(self.train_freq.frequency * self.n_envs)
+        if self.train_freq.unit is TrainFrequencyUnit.EPISODE:
+            lengths = [float(episode["l"]) for episode in self.ep_info_buffer or ()]
+            if not lengths:
+                return None
+            per_rollout *= sum(lengths) / len(lengths)
+        return int(transitions / per_rollout * self.gradient_steps)
+
+    def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
+        buffer = self.replay_buffer
+        assert buffer is not None
+        if not BlockSampler.can_sample(buffer, self._vec_normalize_env):
+            yield from (self._sample_batch(batch_size) for _ in range(n_batches))
+            return
+        if self._block_sampler is None or self._block_sampler.buffer is not buffer or self._block_sampler.gamma != self.gamma:
+            self._block_sampler = BlockSampler(buffer, self.gamma)
+        yield from self._block_sampler(n_batches, batch_size)
+
+    def _sample_batch(self, batch_size: int) -> Batch:
+        assert self.replay_buffer is not None
+        return batches.sample(self.replay_buffer, batch_size, self.gamma, self._vec_normalize_env)
 
     def _gradient_step(self, batch: Batch) -> Metrics:
-        """The algorithm box. Every loss uses the temperature and the actor from before the step."""
         self._n_updates += 1
-        actor_turn = self._n_updates % self.policy_delay == 0
+        turns = Turns(
+            actor=self._n_updates % self.policy_delay == 0, targets=self._n_updates % self.target_update_interval == 0
+        )
+        return self._engine.run(self, batch, turns)
+
+    def _draw_noise(self, batch_size: int, turns: Turns) -> Noise:
+        """What :meth:`_update` would draw by itself, in the same order."""
+        normal = not (self.use_sde or isinstance(self.action_space, spaces.Discrete))
+        shape = (batch_size, get_action_dim(self.action_space))
+        draw_here, draw_next = normal and (turns.actor or self.value_network), normal and not self.value_network
+        return Noise(
+            observations=th.randn(shape, device=self.device) if draw_here else None,
+            next_observations=th.randn(shape, device=self.device) if draw_next else None,
+            members=None if self.target_subset is None else self._draw_members(),
+        )
+
+    def _draw_members(self) -> th.Tensor:
+        return th.randperm(self.critic.n_critics, device=self.device)[: self.target_subset]
+
+    def _update(self, batch: Batch, turns: Turns, noise: Noise = DRAWN_INSIDE, descend: Descend = optimizers.step) -> Metrics:
+        """The algorithm box. Every loss uses the temperature and the actor from before the step.
+
+        It is a function of tensors: what depends on counters, rates or random numbers comes from outside, so that an engine
+        may compile or capture it.
+
+        :param batch: transitions
+        :param turns: what this gradient step updates besides critics and value network
+        :param noise: random numbers; None for each that is to be drawn here
+        :param descend: moves parameters along their gradients
+        """
         ent_coef = self.temperature.value.clone()
         metrics = {"ent_coef": ent_coef}
         if self.use_sde:
             self.actor.reset_noise()
-        if actor_turn or self.value_net is not None:
-            policy = self.actor.policy_at(batch.observations)
-            metrics |= {"entropy": -policy.log_prob.detach().mean(), **self.actor.metrics()}
-        target = self._bellman_target(batch, ent_coef)
+        if turns.actor or self.value_net is not None:
+            policy = self.actor.policy_at(batch.observations, noise.observations)
+            metrics |= policy.metrics()
+        target = self._bellman_target(batch, ent_coef, noise)
         if self.value_net is not None:
-            metrics |= self._update_value_network(self.value_net, batch, policy, ent_coef)
-        metrics |= self._update_critics(batch, target)
-        if actor_turn:
-            metrics |= self._update_actor(batch, policy, ent_coef)
-            metrics |= self._update_temperature(policy.log_prob)
-        if self._n_updates % self.target_update_interval == 0:
+            metrics |= self._update_value_network(self.value_net, batch, policy, ent_coef, noise.members, descend)
+        metrics |= self._update_critics(batch, target, descend)
+        if turns.actor:
+            metrics |= self._update_actor(batch, policy, ent_coef, descend)
+            metrics |= self._update_temperature(policy.log_prob, descend)
+        if turns.targets:
             self._update_targets()
-        return metrics
-
-    def _sample_batch(self, batch_size: int) -> Batch:
-        assert self.replay_buffer is not None
-        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-        rewards = data.rewards.squeeze(1)
-        discounts = th.full_like(rewards, self.gamma) if data.discounts is None else data.discounts.squeeze(1)
-        actions = data.actions
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.squeeze(1).long() - int(self.action_space.start)
-        return Batch(data.observations, actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
+        return Metrics(tuple(metrics), th.stack(tuple(metrics.values())))
 
     @th.no_grad()
-    def _bellman_target(self, batch: Batch, ent_coef: th.Tensor) -> th.Tensor:
+    def _bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise = DRAWN_INSIDE) -> th.Tensor:
         """y = k·r + γ(1 − d)·V(s'), with V the target value network or the soft value of the target critics."""
+        observations = batch.next_observations
         if self.value_net_target is not None:
-            next_value = self.value_net_target(batch.next_observations).squeeze(1)
+            next_value = self.value_net_target(observations).squeeze(1)
         else:
             assert self.critic_target is not None
-            next_policy = self.actor.policy_at(batch.next_observations)
-            next_q = self._target_reduction(self.critic_target, batch.next_observations, next_policy.actions)
-            next_value = next_policy.soft_value(next_q, ent_coef)
+            policy = self.actor.policy_at(observations, noise.next_observations)
+            next_q = self._target_reduction(self.critic_target, observations, policy.actions, noise.members)
+            next_value = policy.soft_value(next_q, ent_coef)
         return losses.bellman_target(batch.rewards, batch.dones, batch.discounts, next_value, self.reward_scale)
 
-    def _target_reduction(self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor | None) -> th.Tensor:
+    def _target_reduction(
+        self, critics: StackedCritics, observations: PyTorchObs, actions: th.Tensor | None, members: th.Tensor | None
+    ) -> th.Tensor:
         """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated.
 
         :return: (B,), or (B, |A|) for all discrete actions, where ``actions`` is None
         """
-        members: Members = FIRST_CRITIC if self.target_q == "first" else None
+        chosen: Members = FIRST_CRITIC if self.target_q == "first" else None
         if self.target_subset is not None:
-            members = th.randperm(critics.n_critics, device=self.device)[: self.target_subset]
-        return losses.reduce_critics(critics.q_values(observations, actions, members), self.target_q)
+            chosen = self._draw_members() if members is None else members
+        return losses.reduce_critics(critics.q_values(observations, actions, chosen), self.target_q)
 
     def _update_value_network(
-        self, value_net: ValueNetwork, batch: Batch, policy: SampledActions | ActionProbabilities, ent_coef: th.Tensor
-    ) -> Metrics:
+        self,
+        value_net: ValueNetwork,
+        batch: Batch,
+        policy: SampledActions | ActionProbabilities,
+        ent_coef: th.Tensor,
+        members: th.Tensor | None = None,
+        descend: Descend = optimizers.step,
+    ) -> dict[str, th.Tensor]:
         with th.no_grad():
-            q = self._target_reduction(self.critic, batch.observations, policy.actions)
+            q = self._target_reduction(self.critic, batch.observations, policy.actions, members)
             target = policy.soft_value(q, ent_coef)
         loss = losses.value_loss(value_net(batch.observations).squeeze(1), target)
-        self._minimise(loss, value_net.optimizer)
+        self._minimise(loss, value_net.optimizer, descend)
         return {"value_loss": loss.detach()}
 
-    def _update_critics(self, batch: Batch, target: th.Tensor) -> Metrics:
+    def _update_critics(self, batch: Batch, target: th.Tensor, descend: Descend = optimizers.step) -> dict[str, th.Tensor]:
         q_values = self.critic.q_values(batch.observations, batch.actions)
         loss = losses.critic_loss(q_values, target)
-        grad_norm = self._minimise(loss, self.critic.optimizer)
+        grad_norm = self._minimise(loss, self.critic.optimizer, descend)
         return {"critic_loss": loss.detach(), "q_value": q_values.detach().mean(), "grad_norm_critic": grad_norm}
 
-    def _update_actor(self, batch: Batch, policy: SampledActions | ActionProbabilities, ent_coef: th.Tensor) -> Metrics:
+    def _update_actor(
+        self,
+        batch: Batch,
+        policy: SampledActions | ActionProbabilities,
+        ent_coef: th.Tensor,
+        descend: Descend = optimizers.step,
+    ) -> dict[str, th.Tensor]:
         critics = self.critic
         if self.actor_q == "target_min":
             assert self.critic_target is not None
@@ -648,11 +736,11 @@ class SoftAC(OffPolicyAlgorithm):
         with th.set_grad_enabled(policy.actions is not None):  # without a sampled action no gradient runs through Q
             q = losses.reduce_critics(critics.q_values(batch.observations, policy.actions, members), how)
         loss = policy.actor_loss(q, ent_coef)
-        grad_norm = self._minimise(loss, self.actor.optimizer)
+        grad_norm = self._minimise(loss, self.actor.optimizer, descend)
         return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
 
-    def _update_temperature(self, log_prob: th.Tensor) -> Metrics:
-        loss = self.temperature.update(log_prob)
+    def _update_temperature(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> dict[str, th.Tensor]:
+        loss = self.temperature.update(log_prob, descend)
         return {} if loss is None else {"ent_coef_loss": loss}
 
     @th.no_grad()
@@ -663,21 +751,16 @@ class SoftAC(OffPolicyAlgorithm):
         if statistics:
             th._foreach_copy_(target_statistics, statistics)
 
-    def _minimise(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> th.Tensor:
+    def _minimise(self, loss: th.Tensor, optimizer: th.optim.Optimizer, descend: Descend) -> th.Tensor:
         """One step of ``optimizer`` down ``loss``: the one place where gradients enter parameters.
 
         The gradient is taken with respect to the optimizer's own parameters alone, so nothing can leak into another network.
 
         :return: norm of the gradient before clipping, ()
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = th.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-        if self.max_grad_norm is not None:
-            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        optimizer.step()
+        gradients = th.autograd.grad(loss, optimizers.parameters_of(optimizer), allow_unused=True)
+        norm, clipped = optimizers.clip(gradients, self.max_grad_norm)
+        descend(optimizer, clipped)
         return norm
 
     def _update_schedules(self) -> None:
@@ -695,30 +778,45 @@ class SoftAC(OffPolicyAlgorithm):
                 update_learning_rate(network.optimizer, check_rate(f"{name}_learning_rate" if own else "learning_rate", rate))
         self.temperature.set_progress(progress)
 
-    def _record(self, metrics: list[Metrics]) -> None:
-        """Log the mean of each metric over one ``train()``; they leave the device here, all at once."""
-        if not metrics:
+    def _record(self, steps: list[Metrics]) -> None:
+        """Keep the metrics of one ``train()`` for the logger. On a GPU they are read only when logs are dumped."""
+        rows: dict[tuple[str, ...], list[th.Tensor]] = {}
+        for names, values in steps:
+            rows.setdefault(names, []).append(values)
+        self._unread_metrics = [(names, th.stack(values).sum(dim=0), len(values)) for names, values in rows.items()]
+        if self.device.type == "cpu":
+            self._read_metrics()
+
+    def _read_metrics(self) -> None:
+        """Log the mean of each metric over the gradient steps of the newest ``train()``.
+
+        :raises ValueError: the training has diverged
+        """
+        if not self._unread_metrics:
             return
-        columns: dict[str, list[th.Tensor]] = {}
-        for step in metrics:
-            for name, value in step.items():
-                columns.setdefault(name, []).append(value)
-        lengths = {len(column) for column in columns.values()}
-        if lengths == {1}:
-            means = th.stack([column[0] for column in columns.values()]).tolist()
-        else:
-            means = th.stack([th.stack(column).mean() for column in columns.values()]).tolist()
-        diverged = {name: mean for name, mean in zip(columns, means, strict=True) if not np.isfinite(mean)}
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, totals, count in self._unread_metrics:
+            for name, total in zip(names, totals.tolist(), strict=True):
+                sums[name], counts[name] = sums.get(name, 0.0) + total, counts.get(name, 0) + count
+        self._unread_metrics = []
+        means = {name: total / counts[name] for name, total in sums.items()}
+        diverged = {name: mean for name, mean in means.items() if not math.isfinite(mean)}
         if diverged:
             raise ValueError(
                 f"Training has diverged after {self._n_updates} gradient steps: {diverged}. A lower learning rate, "
                 "`max_grad_norm`, `ent_coef_max` or smaller rewards may help."
             )
-        for name, mean in zip(columns, means, strict=True):
+        for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
         if isinstance(self.temperature, LearnedTemperature):
             self.logger.record("train/target_entropy", self.temperature.target_entropy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def dump_logs(self) -> None:
+        """As in SB3."""
+        self._read_metrics()
+        super().dump_logs()
 
     @classmethod
     def _option_names(cls) -> list[str]:
@@ -742,6 +840,7 @@ class SoftAC(OffPolicyAlgorithm):
         :raises ValueError: unknown or missing names
         """
         super().set_parameters(load_path_or_dict, exact_match, device)
+        self._engine.reset()
         if isinstance(self.temperature, LearnedTemperature):
             with th.no_grad():
                 self.temperature.project()
@@ -749,7 +848,15 @@ class SoftAC(OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "value_net", "value_net_target", "temperature"]
         rebuilt = ["_tracked", "_copied", "_own_lr_schedules"]
-        rebuilt += ["_direct_actor", "_seed_at_setup", "_weights_follow", "_expected_policy_kwargs"]
+        rebuilt += [
+            "_engine",
+            "_block_sampler",
+            "_unread_metrics",
+            "_direct_actor",
+            "_seed_at_setup",
+            "_weights_follow",
+            "_expected_policy_kwargs",
+        ]
         return [*super()._excluded_save_params(), *networks, *rebuilt]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -14,7 +14,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_softac import losses
+from sb3_softac import losses, optimizers
+from sb3_softac.optimizers import Descend
 from sb3_softac.schedules import check_rate, parse_schedule
 
 TemperatureUpdate = Literal["dual", "log", "exp"]
@@ -29,9 +30,11 @@ class Temperature(nn.Module, ABC):
         """α, a scalar tensor without gradient."""
 
     @abstractmethod
-    def update(self, log_prob: th.Tensor) -> th.Tensor | None:
-        """Adapt α to the log-probabilities (B,) of freshly drawn actions.
+    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> th.Tensor | None:
+        """Adapt α to the log-probabilities of freshly drawn actions.
 
+        :param log_prob: (B,), in nats
+        :param descend: does the step of the optimizer
         :return: the temperature loss (), or None when nothing is learned
         """
 
@@ -56,7 +59,7 @@ class FixedTemperature(Temperature):
     def value(self) -> th.Tensor:
         return self.ent_coef
 
-    def update(self, log_prob: th.Tensor) -> None:
+    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> None:
         return None
 
     def set_progress(self, progress_remaining: float) -> None:
@@ -83,6 +86,10 @@ class LearnedTemperature(Temperature):
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         """The loss whose gradient the update follows, () for (B,) log-probabilities."""
 
+    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
+        """Derivative of the loss by the learned scalar, (): too little for automatic differentiation."""
+        return losses.entropy_gap(log_prob, self.target_entropy)
+
     @abstractmethod
     def set_value(self, value: float) -> None:
         """Set α, within its bounds."""
@@ -91,14 +98,12 @@ class LearnedTemperature(Temperature):
     def project(self) -> None:
         """Bring the parameter back into its bounds, in place."""
 
-    def update(self, log_prob: th.Tensor) -> th.Tensor:
+    @th.no_grad()
+    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> th.Tensor:
         loss = self.loss(log_prob)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without annotations
-        self.optimizer.step()
-        with th.no_grad():
-            self.project()
-        return loss.detach()
+        descend(self.optimizer, [self.gradient(log_prob)])
+        self.project()
+        return loss
 
     def set_progress(self, progress_remaining: float) -> None:
         rate = check_rate("ent_coef_learning_rate", float(self.schedule(progress_remaining)))
@@ -140,7 +145,7 @@ class LogTemperature(LearnedTemperature):
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__(maximum, target_entropy, schedule)
         self.log_ent_coef = nn.Parameter(th.tensor(math.log(initial)))
-        self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)))
+        self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)), fused=True)
 
     @property
     def value(self) -> th.Tensor:
@@ -166,6 +171,9 @@ class ExpTemperature(LogTemperature):
 
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         return losses.exp_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+
+    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
+        return self.loss(log_prob)  # d/dlog α of α·x is α·x
 
 
 #: (initial α, maximum, H̄, schedule) → temperature
