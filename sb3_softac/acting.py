@@ -1,9 +1,11 @@
 """Actions for the collection of experience, without the overhead of PyTorch and of ``predict`` for a few rows.
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are perceptrons on flat observations, and for
-these NumPy does the same on the memory of the same weights. Everything else acts through ``predict``.
+these NumPy does the same on the memory of the same weights; on a GPU one captured graph does. Everything else acts through
+``predict``.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
+from sb3_softac import graphs
 from sb3_softac.policies import Actor, CategoricalActor, CnnPolicy, MultiInputPolicy, SoftACPolicy
 
 Array = npt.NDArray[Any]
@@ -48,18 +51,12 @@ class DirectActor:
     @staticmethod
     def can_act(policy: SoftACPolicy) -> bool:
         """Whether ``policy`` is a perceptron of known layers on flat observations, on the CPU, and nobody's own."""
-        space, actor = policy.observation_space, policy.actor
+        actor = policy.actor
         return (
-            type(policy) in (SoftACPolicy, CnnPolicy, MultiInputPolicy)
-            and type(actor) in (Actor, CategoricalActor)
-            and type(actor.features_extractor) is FlattenExtractor
-            and not policy.use_sde
+            _is_own_on_flat_observations(policy)
             and policy.device.type == "cpu"
-            and isinstance(space, spaces.Box)
-            and not is_image_space(space)
             and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
             and all(parameter.dtype == th.float32 for parameter in actor.parameters())
-            and not any(_has_hooks(module) for module in (policy, *actor.modules()))
         )
 
     def __call__(self, observations: Array) -> Array:
@@ -89,5 +86,68 @@ class DirectActor:
         return np.clip(raw, low, high)
 
 
+class CapturedActor:
+    """Samples actions as ``policy`` does, by one CUDA graph between two copies.
+
+    :param policy: one for which :meth:`can_act` holds
+    :param n_envs: n, the number of observations in each call
+    """
+
+    def __init__(self, policy: SoftACPolicy, n_envs: int) -> None:
+        self.policy = policy
+        shape, on_gpu = (n_envs, *(policy.observation_space.shape or ())), policy.device.type == "cuda"
+        self.staging = th.zeros(shape, pin_memory=on_gpu)
+        self.observations = self.staging.to(policy.device, copy=True)
+        graphs.warm_up(policy.device, self._act)
+        self.graph = graphs.CudaGraph(self._act)
+
+    @staticmethod
+    def can_act(policy: SoftACPolicy) -> bool:
+        """Whether ``policy`` acts on flat observations, on a GPU, and is nobody's own."""
+        return policy.device.type in graphs.CAPTURING and _is_own_on_flat_observations(policy)
+
+    @th.no_grad()
+    def _act(self) -> th.Tensor:
+        actions: th.Tensor = self.policy.actor(self.observations)
+        return actions
+
+    def __call__(self, observations: Array) -> Array:
+        """As in ``DirectActor``."""
+        # The last call ended with a copy to the host: nothing reads the staging any more.
+        self.staging.copy_(th.from_numpy(np.ascontiguousarray(observations)))
+        self.observations.copy_(self.staging, non_blocking=True)
+        result: Array = self.graph.replay().cpu().numpy()
+        return result
+
+
+def _is_own_on_flat_observations(policy: SoftACPolicy) -> bool:
+    space, actor = policy.observation_space, policy.actor
+    return (
+        type(policy) in (SoftACPolicy, CnnPolicy, MultiInputPolicy)
+        and type(actor) in (Actor, CategoricalActor)
+        and type(actor.features_extractor) is FlattenExtractor
+        and not policy.use_sde
+        and isinstance(space, spaces.Box)
+        and not is_image_space(space)
+        and not any(_has_hooks(module) for module in (policy, *actor.modules()))
+    )
+
+
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def make_actor(policy: SoftACPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:
+    """The fastest way to act for ``policy``, or None if there is none but ``predict``.
+
+    :param policy: policy that acts
+    :param n_envs: number of environments
+    :param capture: whether CUDA graphs are allowed
+    """
+    if capture and CapturedActor.can_act(policy):
+        try:
+            return CapturedActor(policy, n_envs)
+        except RuntimeError as error:
+            warnings.warn(f"Acting could not be captured in a CUDA graph and takes SB3's way: {error}", stacklevel=2)
+            return None
+    return DirectActor(policy) if DirectActor.can_act(policy) else None

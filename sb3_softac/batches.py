@@ -49,6 +49,58 @@ def sample(buffer: ReplayBuffer, batch_size: int, gamma: float, vec_normalize: V
     return Batch(data.observations, actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
 
 
+class _Block:
+    """Memory for the batches of several gradient steps: where they are gathered, and where the networks read them.
+
+    :param widths: numbers per transition, by field
+    :param obs_shape: shape of an observation
+    :param n_batches: K
+    :param batch_size: B
+    :param device: where the networks are
+    """
+
+    def __init__(
+        self, widths: dict[str, int], obs_shape: tuple[int, ...], n_batches: int, batch_size: int, device: th.device
+    ) -> None:
+        sizes = [n_batches * batch_size * width for width in widths.values()]
+        on_gpu = device.type == "cuda"
+        #: written in turns: while one is on its way to the device, the next can be filled
+        self.hosts = [th.empty(sum(sizes), pin_memory=on_gpu) for _ in range(1 + on_gpu)]
+        self.columns = [
+            {
+                name: part.view(-1, width).numpy()
+                for (name, width), part in zip(widths.items(), th.split(host, sizes), strict=True)
+            }
+            for host in self.hosts
+        ]
+        make_event: Any = th.cuda.Event  # torch ships it without annotations
+        #: when the copies of the hosts have arrived; empty where nothing is copied
+        self.arrived = [make_event() for _ in self.hosts] if on_gpu else []
+        self.turn = 0
+        self.on_device = th.empty(sum(sizes), device=device) if on_gpu else self.hosts[0]
+        parts = dict(zip(widths, th.split(self.on_device, sizes), strict=True))
+        self.fields = [
+            parts["observations"].view(n_batches, batch_size, *obs_shape).unbind(),
+            parts["actions"].view(n_batches, batch_size, -1).unbind(),
+            parts["next_observations"].view(n_batches, batch_size, *obs_shape).unbind(),
+            parts["dones"].view(n_batches, batch_size).unbind(),
+            parts["rewards"].view(n_batches, batch_size).unbind(),
+        ]
+
+    def next_host(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The memory to fill, one (K·B, width) for each field."""
+        self.turn = (self.turn + 1) % len(self.hosts)
+        if self.arrived:
+            self.arrived[self.turn].synchronize()
+        return self.columns[self.turn]
+
+    def send(self) -> None:
+        """Start the copy to the device."""
+        if self.arrived:
+            self.on_device.copy_(self.hosts[self.turn], non_blocking=True)
+            self.arrived[self.turn].record()
+
+
 class BlockSampler:
     """Draws the batches of several gradient steps together, as ``sample`` would one after the other.
 
@@ -60,10 +112,12 @@ class BlockSampler:
         self.buffer = buffer
         self.gamma = gamma
         self.device = th.device(buffer.device)
-        self.obs_dim = math.prod(buffer.obs_shape)
-        self.action_dim = buffer.actions.shape[-1]
-        #: pinned memory is written again only once its copy has arrived
-        self._pinned: list[tuple[th.Tensor, th.cuda.Event]] = []
+        self.start = int(buffer.action_space.start) if isinstance(buffer.action_space, spaces.Discrete) else None
+        obs_dim = math.prod(buffer.obs_shape)
+        self.widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": buffer.actions.shape[-1]}
+        self.widths |= {"rewards": 1, "dones": 1}
+        self._blocks: dict[tuple[int, int], _Block] = {}
+        self._discounts: dict[int, th.Tensor] = {}
 
     @staticmethod
     def can_sample(buffer: ReplayBuffer, vec_normalize: VecNormalize | None) -> bool:
@@ -71,7 +125,7 @@ class BlockSampler:
         space = buffer.observation_space
         return (
             type(buffer) is ReplayBuffer
-            and not {"sample", "_get_samples", "to_torch"} & set(vars(buffer))
+            and not {"sample", "_get_samples", "to_torch"} & vars(buffer).keys()
             and not buffer.optimize_memory_usage
             and vec_normalize is None
             and isinstance(space, spaces.Box)
@@ -80,74 +134,52 @@ class BlockSampler:
         )
 
     def __call__(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
-        """``n_batches`` batches of ``batch_size`` transitions."""
-        per_batch = 4 * batch_size * (2 * self.obs_dim + self.action_dim + 2)
-        at_once = max(1, min(n_batches, BLOCK_BYTES // per_batch))
+        """``n_batches`` batches of ``batch_size`` transitions. Their memory is used again after the last one."""
+        at_once = max(1, min(n_batches, BLOCK_BYTES // (4 * batch_size * sum(self.widths.values()))))
         for first in range(0, n_batches, at_once):
-            yield from self._block(min(at_once, n_batches - first), batch_size)
+            yield from self._draw(min(at_once, n_batches - first), batch_size)
+
+    def _draw(self, n_batches: int, batch_size: int) -> list[Batch]:
+        block = self._blocks.get((n_batches, batch_size))
+        if block is None:
+            if len(self._blocks) > 3:  # another batch size, or episodes of many lengths
+                self._blocks.clear()
+            block = _Block(self.widths, self.buffer.obs_shape, n_batches, batch_size, self.device)
+            self._blocks[n_batches, batch_size] = block
+        self._fill(block.next_host(), self._rows(n_batches, batch_size))
+        block.send()
+        discounts = self._discounts.get(batch_size)
+        if discounts is None:
+            discounts = self._discounts[batch_size] = th.full((batch_size,), self.gamma, device=self.device)
+        batches = [Batch(*fields, discounts=discounts) for fields in zip(*block.fields, strict=True)]
+        if self.start is not None:
+            batches = [batch._replace(actions=batch.actions.squeeze(1).long()) for batch in batches]
+        return batches
 
     def _rows(self, n_batches: int, batch_size: int) -> npt.NDArray[np.int64]:
         """Random transitions, in the order in which SB3 would draw them."""
-        buffer, draw = self.buffer, np.random.randint
-        newest, n_envs = buffer.buffer_size if buffer.full else buffer.pos, buffer.n_envs
-        rows = [draw(0, newest, size=batch_size) * n_envs + draw(0, n_envs, size=batch_size) for _ in range(n_batches)]
+        newest, n_envs = self.buffer.size(), self.buffer.n_envs
+        draw, rows = np.random.randint, []  # SB3's own generator
+        for _ in range(n_batches):
+            row = draw(0, newest, size=batch_size)
+            if n_envs > 1:  # a choice out of one takes no random number
+                row = row * n_envs + draw(0, n_envs, size=batch_size)
+            rows.append(row)
         return rows[0] if n_batches == 1 else np.concatenate(rows)
 
-    def _block(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
-        buffer, rows = self.buffer, self._rows(n_batches, batch_size)
-        widths = {"observations": self.obs_dim, "next_observations": self.obs_dim, "actions": self.action_dim}
-        widths |= {"rewards": 1, "dones": 1}
-        staging, arrived = self._staging(len(rows) * sum(widths.values()))
-        block, start, host = staging.numpy(), 0, {}
-        for name, width in widths.items():
-            part = host[name] = block[start : start + len(rows) * width].reshape(len(rows), width)
-            _gather(getattr(buffer, name), rows, part)
-            start += len(rows) * width
-        host["dones"] *= 1.0 - buffer.timeouts.reshape(-1, 1)[rows]
-        if isinstance(buffer.action_space, spaces.Discrete):
-            host["actions"] -= float(buffer.action_space.start)
-        if arrived is not None:
-            staging = staging.to(self.device, non_blocking=True)
-            arrived.record()
-        parts = th.split(staging, [len(rows) * width for width in widths.values()])
-        columns = {
-            name: part.view(n_batches, batch_size, width) for (name, width), part in zip(widths.items(), parts, strict=True)
-        }
-        shape = (n_batches, batch_size, *buffer.obs_shape)
-        actions = columns["actions"]
-        if isinstance(buffer.action_space, spaces.Discrete):
-            actions = actions.squeeze(2).long()
-        discounts = th.full((batch_size,), self.gamma, device=self.device)
-        yield from (
-            Batch(*fields, discounts)
-            for fields in zip(
-                columns["observations"].view(shape).unbind(),
-                actions.unbind(),
-                columns["next_observations"].view(shape).unbind(),
-                columns["dones"].squeeze(2).unbind(),
-                columns["rewards"].squeeze(2).unbind(),
-                strict=True,
-            )
-        )
-
-    def _staging(self, size: int) -> tuple[th.Tensor, Any]:
-        """Memory for ``size`` numbers; for a GPU pinned, with an event to record after the copy."""
-        if self.device.type != "cuda":
-            return th.empty(size), None
-        if len(self._pinned) < 2 or any(len(memory) < size for memory, _ in self._pinned):
-            th.cuda.synchronize(self.device)
-            make_event: Any = th.cuda.Event  # torch ships it without annotations
-            self._pinned = [(th.empty(size, pin_memory=True), make_event()) for _ in range(2)]
-        memory, arrived = self._pinned.pop(0)
-        arrived.synchronize()
-        self._pinned.append((memory, arrived))
-        return memory[:size], arrived
+    def _fill(self, columns: dict[str, npt.NDArray[np.float32]], rows: npt.NDArray[np.int64]) -> None:
+        buffer = self.buffer
+        for name, column in columns.items():
+            _gather(getattr(buffer, name), rows, column)
+        columns["dones"] *= 1.0 - buffer.timeouts.reshape(-1, 1)[rows]
+        if self.start:
+            columns["actions"] -= self.start
 
 
 def _gather(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
     """Write the chosen rows of a buffer's (capacity, environments, ...) into ``out``, as float32."""
-    flat = array.reshape(array.shape[0] * array.shape[1], -1)
+    flat = array.reshape(-1, out.shape[1])
     if flat.dtype == out.dtype:
-        np.take(flat, rows, axis=0, out=out, mode="clip")  # the other modes would copy once more
+        flat.take(rows, axis=0, out=out, mode="clip")  # the other modes would copy once more
     else:
         out[...] = flat[rows]

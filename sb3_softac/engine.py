@@ -10,13 +10,14 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch as th
 
-from sb3_softac import graphs
+from sb3_softac import graphs, optimizers
 from sb3_softac.batches import Batch
-from sb3_softac.optimizers import TensorOptimizers
+from sb3_softac.optimizers import Descend, TensorOptimizers
 from sb3_softac.policies import Actor, CategoricalActor
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ Step = Callable[[Batch, Noise], Metrics]
 
 def missing_for_compilation(device: th.device) -> str | None:
     """What ``torch.compile`` needs on this machine and does not find, or None."""
-    if not hasattr(th._dynamo.config, "trace_autograd_ops"):
+    if not (hasattr(th._dynamo.config, "trace_autograd_ops") and hasattr(th.compiler, "skip_all_guards_unsafe")):
         return f"PyTorch 2.11 or newer, and this is {th.__version__}"
     if device.type == "cuda":
         return None  # triton comes with PyTorch; whether it works shows at the first call
@@ -94,6 +95,10 @@ def _optimizers(model: "SoftAC", turns: Turns) -> list[th.optim.Optimizer]:
     return [owner.optimizer for owner in owners if hasattr(owner, "optimizer")]
 
 
+def _is_fused(optimizer: th.optim.Optimizer) -> bool:
+    return type(optimizer) is th.optim.SGD or all(group["fused"] for group in optimizer.param_groups)
+
+
 def _constants(model: "SoftAC") -> tuple[Any, ...]:
     """What a compiled or captured step holds as constants, and the user may write."""
     temperature: Any = model.temperature
@@ -114,7 +119,15 @@ class CompiledStep:
 
     def __init__(self, model: "SoftAC", turns: Turns, descend: TensorOptimizers) -> None:
         # With PyTorch's own random numbers dropout draws the same masks as line by line.
-        compiled = th.compile(_run, fullgraph=True, dynamic=False, options={"fallback_random": True})
+        # Whatever could change is watched by the engine. PyTorch would look at every attribute of every module in each call;
+        # without that, each compiled step needs a code object of its own.
+        own = FunctionType(_run.__code__.replace(), globals())
+        options: dict[str, Any] = {
+            "fallback_random": True,
+            "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
+            "size_asserts": False,
+        }
+        compiled = th.compile(own, fullgraph=True, dynamic=False, options=options)
         self.step: Step = lambda batch, noise: compiled(model, batch, turns, noise, descend)
         self.has_run = False
 
@@ -218,12 +231,14 @@ class Engine:
 
     def run(self, model: "SoftAC", batch: Batch, turns: Turns) -> Metrics:
         """Do one gradient step."""
-        if not (self.compiles or self.captures):
-            return model._update(batch, turns)
         variant = self._variants.setdefault((turns, tuple(map(_shapes, batch))), Variant())
         variant.n_steps += 1
         if variant.n_steps <= (CAPTURE_WARM_UP if self.captures else WARM_UP):
+            if not self.captures:
+                return model._update(batch, turns)
             return graphs.warm_up(model.device, lambda: model._update(batch, turns))  # type: ignore[no-any-return]
+        if not (self.compiles or self.captures):
+            return model._update(batch, turns, DRAWN_INSIDE, self._eager_descent(variant, model, turns))
         noise = model._draw_noise(len(batch.rewards), turns)
         try:
             return self._step_of(variant, model, batch, turns, noise)(batch, noise)
@@ -238,6 +253,16 @@ class Engine:
                 stacklevel=2,
             )
             return metrics
+
+    @staticmethod
+    def _eager_descent(variant: Variant, model: "SoftAC", turns: Turns) -> Descend:
+        """The optimizers themselves, or what they compute, without the overhead of ``step()``."""
+        if variant.descend is None or not variant.descend.current():
+            candidates = _optimizers(model, turns)
+            variant.descend = None
+            if all(TensorOptimizers.can_replace(optimizer) and _is_fused(optimizer) for optimizer in candidates):
+                variant.descend = TensorOptimizers(candidates, fused=True)
+        return variant.descend or optimizers.step
 
     def _step_of(self, variant: Variant, model: "SoftAC", batch: Batch, turns: Turns, noise: Noise) -> Step:
         """The way in which this kind of step runs now."""

@@ -138,9 +138,10 @@ class Actor(sb3_policies.Actor):
             assert isinstance(self.action_dist, SquashedGaussian)
             mean_actions, log_std, _ = self.get_action_dist_params(obs)
             return SampledActions(*self.action_dist.squash(mean_actions, log_std, noise), log_std)
-        actions, log_prob = self.action_log_prob(obs)
-        gaussian = isinstance(self.action_dist, SquashedGaussian)
-        return SampledActions(actions, log_prob, self.action_dist.log_std if gaussian else self.get_std().log())
+        sample = self.action_log_prob(obs)
+        if isinstance(self.action_dist, SquashedGaussian):
+            return SampledActions(*sample, self.action_dist.log_std)
+        return SampledActions(*sample, self.get_std().log())
 
 
 class CategoricalActor(BasePolicy):

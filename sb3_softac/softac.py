@@ -37,7 +37,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import batches, conversion, export, files, losses, optimizers
-from sb3_softac.acting import DirectActor
+from sb3_softac.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.arguments import (
     DEFAULT_LEARNING_RATE,
     DEFAULT_TARGET_ENTROPY_SCALE,
@@ -255,7 +255,7 @@ class SoftAC(OffPolicyAlgorithm):
         self._unread_metrics: list[tuple[tuple[str, ...], th.Tensor, int]] = []
         self._automatic_replay_buffer = replay_buffer_class is None
         #: what samples actions in place of `predict`, while `learn` runs
-        self._direct_actor: DirectActor | None = None
+        self._direct_actor: DirectActor | CapturedActor | None = None
         #: what the weights in a saved file were built for; None until they are built
         self._built_for: dict[str, Any] | None = None
         #: the target entropy that replaced "auto", so that `load` can tell it from one that was asked for
@@ -479,7 +479,8 @@ class SoftAC(OffPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         self._refuse_non_finite("observation", self._last_obs)
         own_predict = type(self).predict is not SoftAC.predict or "predict" in vars(self) or "predict" in vars(self.policy)
-        self._direct_actor = DirectActor(self.policy) if DirectActor.can_act(self.policy) and not own_predict else None
+        capture = self.compile is not False
+        self._direct_actor = None if own_predict else make_actor(self.policy, self.n_envs, capture)
         assert self.ep_info_buffer is not None
         if self.ep_info_buffer.maxlen != self._stats_window_size:  # replaced at `load`
             self.ep_info_buffer = deque(self.ep_info_buffer, maxlen=self._stats_window_size)
