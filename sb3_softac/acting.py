@@ -98,7 +98,8 @@ class CapturedActor:
         shape, on_gpu = (n_envs, *(policy.observation_space.shape or ())), policy.device.type == "cuda"
         self.staging = th.zeros(shape, pin_memory=on_gpu)
         self.observations = self.staging.to(policy.device, copy=True)
-        graphs.warm_up(policy.device, self._act)
+        with th.random.fork_rng([policy.device] if on_gpu else []):  # what is built to act has not acted yet
+            graphs.warm_up(policy.device, self._act)
         self.graph = graphs.CudaGraph(self._act)
 
     @staticmethod
@@ -116,8 +117,8 @@ class CapturedActor:
         # The last call ended with a copy to the host: nothing reads the staging any more.
         self.staging.copy_(th.from_numpy(np.ascontiguousarray(observations)))
         self.observations.copy_(self.staging, non_blocking=True)
-        result: Array = self.graph.replay().cpu().numpy()
-        return result
+        actions: Array = self.graph.replay().to("cpu", copy=True).numpy()
+        return actions
 
 
 def _is_own_on_flat_observations(policy: SoftACPolicy) -> bool:

@@ -151,7 +151,7 @@ class BlockSampler:
         discounts = self._discounts.get(batch_size)
         if discounts is None:
             discounts = self._discounts[batch_size] = th.full((batch_size,), self.gamma, device=self.device)
-        batches = [Batch(*fields, discounts=discounts) for fields in zip(*block.fields, strict=True)]
+        batches = [Batch(*fields) for fields in zip(*block.fields, [discounts] * n_batches, strict=True)]
         if self.start is not None:
             batches = [batch._replace(actions=batch.actions.squeeze(1).long()) for batch in batches]
         return batches

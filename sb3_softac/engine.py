@@ -135,7 +135,9 @@ class CompiledStep:
         if self.has_run:
             return self.step(batch, noise)
         # `th.autograd.grad` becomes part of the graph. Each model counts against the limit: there may be many in a process.
-        with th._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=256, accumulated_recompile_limit=4096):
+        settings: dict[str, Any] = {"trace_autograd_ops": True, "recompile_limit": 256, "accumulated_recompile_limit": 4096}
+        with th._dynamo.config.patch(settings), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about PyTorch's own code
             metrics = self.step(batch, noise)
         self.has_run = True
         return metrics

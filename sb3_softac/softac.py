@@ -36,7 +36,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import batches, conversion, export, files, losses, optimizers
+from sb3_softac import batches, conversion, export, files, graphs, losses, optimizers
 from sb3_softac.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.arguments import (
     DEFAULT_LEARNING_RATE,
@@ -785,7 +785,7 @@ class SoftAC(OffPolicyAlgorithm):
         for names, values in steps:
             rows.setdefault(names, []).append(values)
         self._unread_metrics = [(names, th.stack(values).sum(dim=0), len(values)) for names, values in rows.items()]
-        if self.device.type == "cpu":
+        if self.device.type not in graphs.CAPTURING:
             self._read_metrics()
 
     def _read_metrics(self) -> None:
