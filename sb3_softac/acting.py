@@ -102,6 +102,9 @@ class CapturedActor:
             graphs.warm_up(policy.device, self._act)
         self.graph = graphs.CudaGraph(self._act)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Nothing: a graph stays with its tensors. A copied model acts in SB3's way until it learns."""
+
     @staticmethod
     def can_act(policy: SoftACPolicy) -> bool:
         """Whether ``policy`` acts on flat observations, on a GPU, and is nobody's own."""

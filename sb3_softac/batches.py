@@ -4,6 +4,7 @@
 batches of several gradient steps are gathered at once into one block of float32, with the same random numbers.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -118,6 +119,10 @@ class BlockSampler:
         self.widths |= {"rewards": 1, "dones": 1}
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._discounts: dict[int, th.Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BlockSampler":
+        """One for the copy of the buffer. Copied blocks would not be one memory under two names any more."""
+        return BlockSampler(copy.deepcopy(self.buffer, memo), self.gamma)
 
     @staticmethod
     def can_sample(buffer: ReplayBuffer, vec_normalize: VecNormalize | None) -> bool:

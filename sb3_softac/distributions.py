@@ -5,8 +5,9 @@ about the actions at a batch of states is a :class:`SampledActions` or an :class
 expectation over the actions is taken, so the training step need not ask.
 """
 
+import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, StateDependentNoiseDistribution
@@ -85,6 +86,16 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
 
 class SquashedStateDependentNoise(StateDependentNoiseDistribution):
     """gSDE as in SB3 (2005.05719) with the exact log-density: no inverse tanh, no additive 1e-6."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SquashedStateDependentNoise":
+        """A copy with the same noise, outside of the graph in which it was drawn: PyTorch does not copy graphs."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            if isinstance(value, th.distributions.Normal):
+                value = th.distributions.Normal(value.loc.detach().clone(), value.scale.detach().clone())
+            copied.__dict__[name] = value.detach().clone() if isinstance(value, th.Tensor) else copy.deepcopy(value, memo)
+        return copied
 
     def log_prob_from_params(
         self, mean_actions: th.Tensor, log_std: th.Tensor, latent_sde: th.Tensor

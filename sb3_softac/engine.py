@@ -263,14 +263,16 @@ class Engine:
             candidates = _optimizers(model, turns)
             variant.descend = None
             if all(TensorOptimizers.can_replace(optimizer) and _is_fused(optimizer) for optimizer in candidates):
-                variant.descend = TensorOptimizers(candidates, fused=True)
+                variant.descend = TensorOptimizers(candidates, "eager")
         return variant.descend or optimizers.step
 
     def _step_of(self, variant: Variant, model: "SoftAC", batch: Batch, turns: Turns, noise: Noise) -> Step:
         """The way in which this kind of step runs now."""
         constants = _constants(model)
         if not (variant.descend is not None and variant.descend.current() and variant.constants == constants):
-            variant.descend = descend = TensorOptimizers(_optimizers(model, turns), fused=not self.compiles)
+            variant.descend = descend = TensorOptimizers(
+                _optimizers(model, turns), "compiled" if self.compiles else "captured"
+            )
             variant.constants = constants
             variant.step = None
             if self.compiles:

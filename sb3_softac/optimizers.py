@@ -5,11 +5,12 @@ An optimizer's ``step()`` can neither be compiled as part of a larger graph nor 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch as th
 from torch.optim.adam import adam
 
+Mode = Literal["eager", "compiled", "captured"]
 #: moves the parameters of an optimizer along their gradients; None for a parameter that the loss did not reach
 Descend = Callable[[th.optim.Optimizer, Sequence[th.Tensor | None]], None]
 
@@ -39,11 +40,11 @@ def clip(gradients: Sequence[th.Tensor | None], max_norm: float | None) -> tuple
 class _Group:
     """One parameter group as tensors: parameters, moments, counts, and the rate."""
 
-    def __init__(self, optimizer: th.optim.Optimizer, group: dict[str, Any], fused: bool) -> None:
+    def __init__(self, optimizer: th.optim.Optimizer, group: dict[str, Any], mode: Mode) -> None:
         self.group = group
         self.settings = _settings(group)
         self.is_adam = isinstance(optimizer, th.optim.Adam)
-        self.fused = fused
+        self.mode = mode
         self.parameters: list[th.Tensor] = list(group["params"])
         # A parameter that no loss reaches has no state.
         states = [optimizer.state[parameter] for parameter in self.parameters if parameter in optimizer.state]
@@ -51,6 +52,7 @@ class _Group:
             [state[name] for state in states if name in state] for name in ("exp_avg", "exp_avg_sq", "step")
         )
         self.rate = float(group["lr"])
+        #: the rate as a tensor, for steps that outlive it as a number
         self.lr = th.tensor(self.rate, device=self.parameters[0].device)
 
     def refresh(self) -> None:
@@ -65,7 +67,10 @@ class _Group:
         parameters, present = [p for p, _ in reached], [g for _, g in reached]
         if not self.is_adam:
             for parameter, gradient in reached:
-                parameter.addcmul_(gradient, self.lr, value=-1.0)
+                if self.mode == "eager":
+                    parameter.add_(gradient, alpha=-self.rate)
+                else:
+                    parameter.addcmul_(gradient, self.lr, value=-1.0)
             return
         adam(
             parameters,
@@ -74,12 +79,12 @@ class _Group:
             self.squares,
             [],
             self.counts,
-            foreach=not self.fused,
-            fused=self.fused,
-            capturable=True,  # the counts and the rate stay tensors
+            foreach=self.mode == "compiled",  # a compiler fuses the many kernels
+            fused=self.mode != "compiled",
+            capturable=self.mode != "eager",  # the counts stay tensors
             differentiable=False,
             has_complex=False,
-            lr=self.lr,
+            lr=self.rate if self.mode == "eager" else self.lr,
             **self.settings,
         )
 
@@ -97,13 +102,13 @@ class TensorOptimizers:
     """Steps of several optimizers as operations on tensors alone.
 
     :param optimizers: optimizers that :meth:`can_replace`, each of which has done a step
-    :param fused: one kernel per group, for a graph that is captured; False for many that a compiler fuses
+    :param mode: how the steps run
     """
 
-    def __init__(self, optimizers: Iterable[th.optim.Optimizer], fused: bool) -> None:
+    def __init__(self, optimizers: Iterable[th.optim.Optimizer], mode: Mode) -> None:
         self.optimizers = list(optimizers)
         self.states = [optimizer.state for optimizer in self.optimizers]
-        self.groups = [[_Group(optimizer, group, fused) for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.groups = [[_Group(optimizer, group, mode) for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @staticmethod
     def can_replace(optimizer: th.optim.Optimizer) -> bool:

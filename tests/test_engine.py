@@ -413,8 +413,11 @@ class TestFailure:
     @needs_compiler
     def test_of_the_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is there from earlier
-        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *_, **__: 1 / 0)
-        self.check(build(True), "The gradient step could not be compiled or captured and runs line by line: ")
+        broken = tmp_path / "g++"
+        broken.write_text("#!/bin/sh\nexit 1\n")
+        broken.chmod(0o755)
+        with th._inductor.config.patch({"cpp.cxx": (str(broken),)}):
+            self.check(build(True), "The gradient step could not be compiled or captured and runs line by line: ")
 
     def test_of_the_capture(self, standin: type[GraphStandIn]) -> None:
         self.check(build("auto", **self.reader()), "runs line by line: RuntimeError: operation not permitted")
@@ -468,6 +471,14 @@ class TestCapturedActing:
         again = actor(model._last_obs)
         assert discrete or not np.array_equal(actions, again)  # another draw
 
+    def test_a_copy_does_not_act_for_the_original(self, standin: type[GraphStandIn]) -> None:
+        model = make_model(learning_starts=5, batch_size=8).learn(20)
+        duplicate = copy.deepcopy(model)
+        assert duplicate._direct_actor is None
+        duplicate.learn(10)
+        assert isinstance(duplicate._direct_actor, CapturedActor)
+        assert duplicate._direct_actor.policy is duplicate.policy
+
     def test_not_without_graphs(self, standin: type[GraphStandIn]) -> None:
         assert not isinstance(make_model(learning_starts=5, compile=False).learn(6)._direct_actor, CapturedActor)
 
@@ -482,7 +493,7 @@ class TestCapturedActing:
 @needs_compiler
 def test_compiled_training_equals_sb3s_sac() -> None:
     """Also through our own buffer: 15 updates from SB3's weights, with SB3's random numbers."""
-    sac = SAC("MlpPolicy", RandomEnv(), policy_kwargs=SMALL, seed=0, device="cpu", buffer_size=500)
+    sac = SAC("MlpPolicy", RandomEnv(), policy_kwargs=dict(SMALL), seed=0, device="cpu", buffer_size=500)
     fill_buffer(sac)
     model = SoftAC.from_sb3(copy.deepcopy(sac), compile=True)
     for each in (sac, model):

@@ -360,17 +360,23 @@ def test_a_file_of_sb3_is_pointed_to_from_sb3(tmp_path: Path) -> None:
         SoftAC.load(tmp_path / "sac.zip")
 
 
-def test_a_deep_copy_trains_on_its_own() -> None:
-    model = make_model()
+@pytest.mark.parametrize("kwargs", [{}, *OPTIONS])
+def test_a_deep_copy_trains_on_its_own(kwargs: dict[str, Any]) -> None:
+    model = make_model(**kwargs)
     fill_buffer(model)
     model.train(2, batch_size=16)
     before = {name: value.clone() for name, value in parameters_of(model)}
     duplicate = copy.deepcopy(model)
     assert duplicate.actor is duplicate.policy.actor
+    seed_everything()
     duplicate.train(2, batch_size=16)
     for name, value in parameters_of(model):
         assert th.equal(value, before[name])
-    assert not th.equal(dict(parameters_of(duplicate))["policy/actor.mu.weight"], before["policy/actor.mu.weight"])
+    name = "policy/critic.q_networks.output.weight"
+    assert not th.equal(dict(parameters_of(duplicate))[name], before[name])
+    seed_everything()
+    model.train(2, batch_size=16)
+    assert_same_parameters(model, duplicate)
 
 
 def test_action_noise_and_counters_are_saved(tmp_path: Path) -> None:

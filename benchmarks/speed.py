@@ -1,0 +1,425 @@
+"""How fast SoftAC trains, next to SB3's SAC and SBX's, and how far that is from the limit of the arithmetic.
+
+    pip install -e ".[mujoco,plots,sbx]"
+    python benchmarks/speed.py --output docs/speed
+
+Every peer has a process of its own, with as many CPUs as the case has threads. The peers take turns: in each round each of
+them works for a while, and the others wait. Figures are medians over the rounds; what counts are the ratios of one run, since
+machines are noisy. Cases of the kind "updates" call `train()` on a filled replay buffer; "learn" and "act" call `learn()` on
+HalfCheetah-v5, "act" with policy actions and without updates. Compilers start with empty caches. Writes OUTPUT.csv and
+OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
+the given words.
+"""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
+PACKAGES = ("sb3-softac", "stable-baselines3", "torch", "sbx-rl", "jax", "gymnasium", "mujoco", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to measure."""
+
+    name: str
+    kind: str = "updates"  # or "learn", "act"
+    threads: int = 2
+    obs_dim: int = 17
+    action_dim: int = 6
+    net_arch: tuple[int, ...] = (256, 256)
+    n_critics: int = 2
+    gradient_steps: int = 1
+    batch_size: int = 256
+    n_envs: int = 1
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of the matrix products of one gradient step.
+
+        Critics: targets, values of the batch, values of the policy's actions forward; weights and hidden layers backward for
+        the critic loss, all layers' inputs for the actor loss. Actor: both states forward, weights and hidden layers backward.
+        """
+
+        def forward(*units: int) -> tuple[float, float]:
+            layers = [2.0 * self.batch_size * a * b for a, b in itertools.pairwise(units)]
+            return sum(layers), layers[0]
+
+        critic, critic_first = forward(self.obs_dim + self.action_dim, *self.net_arch, 1)
+        actor, actor_first = forward(self.obs_dim, *self.net_arch, 2 * self.action_dim)
+        return self.n_critics * (6.0 * critic - critic_first) + 4.0 * actor - actor_first
+
+
+def _cases() -> list[Case]:
+    pendulum: dict[str, Any] = {"obs_dim": 3, "action_dim": 1, "net_arch": (64, 64)}
+    cases = []
+    for threads in (1, 2):
+        suffix = f", {threads} thread{'s' * (threads > 1)}"
+        cases += [
+            Case(f"2x256{suffix}", threads=threads),
+            Case(f"2x256, 20 steps{suffix}", threads=threads, gradient_steps=20),
+            Case(f"2x64 Pendulum{suffix}", threads=threads, **pendulum),
+            Case(f"400-300{suffix}", threads=threads, net_arch=(400, 300)),
+            Case(f"10 critics, 20 steps{suffix}", threads=threads, n_critics=10, gradient_steps=20),
+            Case(f"learn, 1 environment{suffix}", kind="learn", threads=threads),
+            Case(f"learn, 8 environments{suffix}", kind="learn", threads=threads, n_envs=8),
+        ]
+    cases += [
+        Case("2x256, 100 steps, 2 threads", gradient_steps=100),
+        Case("10 critics, 1 step, 2 threads", n_critics=10),
+        Case("act, 1 environment, 1 thread", kind="act", threads=1),
+    ]
+    cases += [Case(f"batch {size}", batch_size=size) for size in (64, 1024)]
+    cases += [Case(f"width {width}", net_arch=(width, width)) for width in (64, 128, 512)]
+    return cases + [Case(f"{n} critics", n_critics=n) for n in (1, 5)]
+
+
+class Box:
+    """An environment that only has spaces."""
+
+    def __new__(cls, case: Case) -> Any:
+        import gymnasium as gym
+
+        class Env(gym.Env[Any, Any]):
+            observation_space = gym.spaces.Box(-1.0, 1.0, (case.obs_dim,), np.float32)
+            action_space = gym.spaces.Box(-1.0, 1.0, (case.action_dim,), np.float32)
+
+            def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+                return np.zeros(case.obs_dim, np.float32), {}
+
+        return Env()
+
+
+def make_model(case: Case, peer: str) -> Any:
+    """The model that ``peer`` measures ``case`` with."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    env: Any = Box(case) if case.kind == "updates" else make_vec_env("HalfCheetah-v5", n_envs=case.n_envs, seed=0)
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": list(case.net_arch), "n_critics": case.n_critics}}
+    kwargs |= {"batch_size": case.batch_size, "learning_starts": 0, "seed": 0}
+    kwargs["gradient_steps"] = 0 if case.kind == "act" else case.gradient_steps
+    if PEERS[peer] == "SoftAC":
+        from sb3_softac import SoftAC
+
+        return SoftAC("MlpPolicy", env, device="cpu", compile=peer.endswith("compiled"), **kwargs)
+    if peer == "SBX":
+        from sbx import SAC as SBXSAC
+
+        return SBXSAC("MlpPolicy", env, **kwargs)
+    from stable_baselines3 import SAC
+
+    return SAC("MlpPolicy", env, device="cpu", **kwargs)
+
+
+def fill(model: Any, n_transitions: int) -> None:
+    """Random transitions in the replay buffer."""
+    buffer, rng = model.replay_buffer, np.random.default_rng(0)
+    for _ in range(n_transitions):
+        observations = rng.normal(size=(2, buffer.n_envs, *buffer.obs_shape)).astype(np.float32)
+        actions = rng.uniform(-1.0, 1.0, (buffer.n_envs, buffer.action_dim)).astype(np.float32)
+        none = np.zeros(buffer.n_envs)
+        buffer.add(*observations, actions, rng.normal(size=buffer.n_envs), none, [{}] * buffer.n_envs)
+
+
+def prepare(case: Case, peer: str) -> Callable[[], int]:
+    """A function that does a little of the work, waits for its end, and says how many units it were."""
+    from stable_baselines3.common.logger import Logger
+
+    model = make_model(case, peer)
+    model.set_logger(Logger(None, []))
+    fill(model, 5_000 // case.n_envs)
+
+    def settle() -> None:
+        if peer == "SBX":
+            import jax
+
+            jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+
+    def work() -> int:
+        if case.kind == "updates":
+            model.train(case.gradient_steps, case.batch_size)
+            settle()
+            return case.gradient_steps
+        steps = (1000 if case.kind == "act" else 50) * case.n_envs
+        model.learn(steps, reset_num_timesteps=False, log_interval=None)
+        settle()
+        return steps
+
+    return work
+
+
+def worker(connection: Connection, case: Case, peer: str, seconds: float) -> None:
+    """Measure whenever the parent asks; the first answer is the time until the machine runs at its full speed."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
+    os.environ["OMP_NUM_THREADS"] = str(case.threads)
+    with tempfile.TemporaryDirectory() as cache, contextlib.suppress(EOFError):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        import torch as th
+
+        th.set_num_threads(case.threads)
+        work = prepare(case, peer)
+        start = time.perf_counter()
+        for _ in range(3):
+            work()
+        first = time.perf_counter() - start
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            count += work()
+        connection.send(first)
+        while True:
+            connection.recv()
+            start, count = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - start) < seconds:
+                count += work()
+            connection.send((count / elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0))
+
+
+def gemm_rate(threads: int) -> float:
+    """FLOP/s of 256×256 by 256×256 products in float32, in the best of several tries."""
+    import torch as th
+
+    before = th.get_num_threads()
+    th.set_num_threads(threads)
+    left, right = th.randn(256, 256), th.randn(256, 256)
+    out, best = th.empty(256, 256), float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(100):
+            th.mm(left, right, out=out)
+        best = min(best, time.perf_counter() - start)
+    th.set_num_threads(before)
+    return 100 * 2.0 * 256**3 / best
+
+
+def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """One row for each peer."""
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Any] = {}
+    started: dict[str, float] = {}
+    for peer in peers:  # one after the other: nobody warms up while another is measured
+        ends[peer], other = context.Pipe()
+        context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
+        other.close()
+        started[peer] = ends[peer].recv()
+    rates: dict[str, list[float]] = {peer: [] for peer in peers}
+    memory: dict[str, float] = {}
+    gemm = []
+    for _ in range(rounds):
+        gemm.append(gemm_rate(case.threads))
+        for peer in peers:
+            ends[peer].send(None)
+            rate, memory[peer] = ends[peer].recv()
+            rates[peer].append(rate)
+    for end in ends.values():
+        end.close()
+    return [
+        {
+            "case": case.name,
+            "peer": peer,
+            "unit": "gradient steps/s" if case.kind == "updates" else "environment steps/s",
+            "median": round(statistics.median(rates[peer]), 2),
+            "ratio": round(statistics.median(a / b for a, b in zip(rates[peer], rates["SB3"], strict=True)), 3),
+            "lowest": round(min(rates[peer]), 2),
+            "highest": round(max(rates[peer]), 2),
+            "first_calls_s": round(started[peer], 2),
+            "peak_rss_mb": round(memory[peer], 1),
+            "mflop": round(case.flop / 1e6, 2),
+            "gemm_gflops": round(statistics.median(gemm) / 1e9, 1),
+            **{field.name: getattr(case, field.name) for field in dataclasses.fields(case) if field.name != "name"},
+            "rounds": rounds,
+            "seconds": seconds,
+            "machine": machine(),
+            **{package: version(package) for package in PACKAGES},
+            "python": platform.python_version(),
+        }
+        for peer in peers
+    ]
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def machine() -> str:
+    """The processor, and how many of its cores there are to use."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows by case and peer."""
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        table.setdefault(row["case"], {})[row["peer"]] = row
+    return table
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Speeds with their ratios to SB3's, then memory, compile times and the distance to the limit, as Markdown."""
+    table = by_case(rows)
+    lines = ["| case | SB3 | SoftAC eager | SoftAC compiled | SBX | limit |", "|---" * 6 + "|"]
+    for name, peers in table.items():
+        cells = []
+        for peer in PEERS:
+            row = peers.get(peer)
+            ratio = f" ({float(row['ratio']):.2f}x)" if row and peer != "SB3" else ""
+            cells.append("" if row is None else f"{_rounded(float(row['median']))}{ratio}")
+        row = peers["SB3"]
+        limit = 1e3 * float(row["gemm_gflops"]) / float(row["mflop"])
+        lines.append(f"| {name} | {' | '.join(cells)} | {_rounded(limit) if row['kind'] == 'updates' else ''} |")
+    lines += ["", "| case | peak memory, MB: SB3 | SoftAC eager | SoftAC compiled | SBX |", "|---" * 5 + "|"]
+    for name, peers in table.items():
+        if peers["SB3"]["kind"] != "updates":
+            cells = [f"{float(peers[peer]['peak_rss_mb']):.0f}" if peer in peers else "" for peer in PEERS]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| case | first calls, s: SoftAC compiled | SBX | gradient steps that repay compiling |",
+        "|---" * 4 + "|",
+    ]
+    for name, peers in table.items():
+        if peers["SB3"]["kind"] == "updates" and {"SoftAC eager", "SoftAC compiled"} <= peers.keys():
+            eager, compiled = peers["SoftAC eager"], peers["SoftAC compiled"]
+            saved = 1.0 / float(eager["median"]) - 1.0 / float(compiled["median"])
+            steps = _rounded(float(compiled["first_calls_s"]) / saved) if saved > 0.0 else "never"
+            sbx = f"{float(peers['SBX']['first_calls_s']):.1f}" if "SBX" in peers else ""
+            lines.append(f"| {name} | {float(compiled['first_calls_s']):.1f} | {sbx} | {steps} |")
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    """Three digits."""
+    digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0.0 else 0
+    return f"{round(value, 2 - int(np.floor(np.log10(value)))):,.{digits}f}"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Ratios to SB3 in every case, and how the time of a gradient step grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # writes files, needs no screen
+    from matplotlib import pyplot as plt
+
+    table = by_case(rows)
+    figure, axes = plt.subplot_mosaic(
+        [["ratios", "batch"], ["ratios", "width"], ["ratios", "critics"], ["ratios", "environments"]],
+        figsize=(12, 11),
+        width_ratios=[1.6, 1.0],
+        layout="constrained",
+    )
+    colours = {"SB3": "0.5", "SoftAC eager": "tab:blue", "SoftAC compiled": "tab:orange", "SBX": "tab:green"}
+    peers = [peer for peer in PEERS if peer != "SB3" and any(peer in cells for cells in table.values())]
+    height = 0.8 / len(peers)
+    for index, peer in enumerate(peers):
+        present = [(line, float(cells[peer]["ratio"])) for line, cells in enumerate(table.values()) if peer in cells]
+        places = [line + (index - (len(peers) - 1) / 2) * height for line, _ in present]
+        axes["ratios"].barh(places, [ratio for _, ratio in present], height, label=peer, color=colours[peer])
+    axes["ratios"].axvline(1.0, color=colours["SB3"], linewidth=1)
+    axes["ratios"].set_yticks(range(len(table)), list(table))
+    axes["ratios"].invert_yaxis()
+    axes["ratios"].set_xlabel("speed, multiple of SB3's")
+    axes["ratios"].legend(loc="lower right")
+    growth: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
+        "batch": ("batch size", lambda row: float(row["batch_size"])),
+        "width": ("units of both hidden layers", lambda row: float(row["net_arch"].strip("()").split(",")[0])),
+        "critics": ("critics", lambda row: float(row["n_critics"])),
+        "environments": ("environments, one update per step of all", lambda row: float(row["n_envs"])),
+    }
+    for name, (label, value) in growth.items():
+        axis = axes[name]
+        for peer in ["SB3", *peers]:
+            chosen = [row for row in rows if row["peer"] == peer and _belongs(row, name)]
+            points = sorted((value(row), 1e3 / float(row["median"])) for row in chosen)
+            axis.plot(*zip(*points, strict=True), "o-", label=peer, color=colours[peer])
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(label)
+        axis.set_ylabel("ms per environment step" if name == "environments" else "ms per gradient step")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _belongs(row: dict[str, Any], name: str) -> bool:
+    """Whether the row is a point of the curve ``name``: two threads, and all else as in the first case."""
+    standard = {field.name: str(field.default) for field in dataclasses.fields(Case) if field.name != "name"}
+    standard["kind"] = "learn" if name == "environments" else "updates"
+    free = {"batch": "batch_size", "width": "net_arch", "critics": "n_critics", "environments": "n_envs"}[name]
+    return all(str(row[field]) == value for field, value in standard.items() if field != free)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, metavar="PATH", help="without suffix")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="some cases")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
+    parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
+    parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file")
+    args = parser.parse_args()
+    if args.report or args.plot:
+        if args.report:
+            print(report(read(args.report)))
+        if args.plot:
+            plot(read(args.plot), args.plot.with_suffix(".png"))
+        return
+    if args.output is None:
+        parser.error("--output is needed")
+    peers = [peer for peer in PEERS if peer in args.peers or peer == "SB3"]
+    if "SBX" in peers and importlib.util.find_spec("sbx") is None:
+        print("SBX is left out: it is not installed (the extra sbx).")
+        peers.remove("SBX")
+    rows: list[dict[str, Any]] = []
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    path = args.output.with_name(f"{args.output.name}.csv")
+    for case in _cases():
+        if args.only and not any(word in case.name for word in args.only):
+            continue
+        rows += measure(case, peers, args.rounds, args.seconds)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        speeds = [f"{row['peer']} {row['median']:,.0f} ({row['ratio']:.2f}x)" for row in rows[-len(peers) :]]
+        print(f"{case.name:34} {', '.join(speeds)}", flush=True)
+    rows = read(path)
+    print(report(rows))
+    if not args.only:
+        plot(rows, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

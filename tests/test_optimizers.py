@@ -1,0 +1,105 @@
+"""Steps on tensors against PyTorch's own optimizers, clipping against its own function."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch as th
+
+from sb3_softac import optimizers
+from sb3_softac.optimizers import TensorOptimizers
+
+MAKERS: dict[str, Any] = {
+    "Adam": lambda parameters: th.optim.Adam(parameters, lr=0.1, fused=True),
+    "Adam with options": lambda parameters: th.optim.Adam(
+        parameters, lr=0.1, betas=(0.5, 0.9), eps=1e-3, weight_decay=0.1, maximize=True, fused=True
+    ),
+    "AdamW": lambda parameters: th.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, fused=True),
+    "SGD": lambda parameters: th.optim.SGD(parameters, lr=0.1),
+    "two groups": lambda parameters: th.optim.Adam(
+        [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.3, "eps": 0.1}], lr=0.1, fused=True
+    ),
+}
+
+
+def parameters() -> list[th.nn.Parameter]:
+    th.manual_seed(0)
+    return [th.nn.Parameter(th.randn(shape)) for shape in ((3, 2), (2,), (4,))]
+
+
+def gradients(step: int) -> list[th.Tensor | None]:
+    th.manual_seed(step)
+    return [th.randn(3, 2), th.randn(2), None]  # nothing reaches the last one
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_steps_are_those_of_the_optimizer(name: str, mode: Any) -> None:
+    """Also after its rate has changed, and back and forth between both; line by line bit for bit."""
+    tolerance = 0.0 if mode == "eager" else 1e-6
+    ours, theirs = parameters(), parameters()
+    own, reference = MAKERS[name](ours), MAKERS[name](theirs)
+    for optimizer in (own, reference):
+        optimizers.step(optimizer, gradients(0))
+    assert TensorOptimizers.can_replace(own)
+    tensors = TensorOptimizers([own], mode)
+    for step in range(1, 9):
+        for optimizer in (own, reference):
+            optimizer.param_groups[0]["lr"] = 0.1 / step
+        assert tensors.current()
+        optimizers.step(reference, gradients(step))
+        (optimizers.step if step == 4 else tensors)(own, gradients(step))
+        for left, right in zip(ours, theirs, strict=True):
+            th.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+    for parameter, other in zip(ours, theirs, strict=True):
+        assert own.state[parameter].keys() == reference.state[other].keys()
+        for key, value in own.state[parameter].items():
+            th.testing.assert_close(value, reference.state[other][key], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("momentum", lambda p: th.optim.SGD(p, lr=0.1, momentum=0.9)),
+        ("amsgrad", lambda p: th.optim.Adam(p, amsgrad=True)),
+        ("another class", lambda p: th.optim.RMSprop(p)),
+        ("a subclass", lambda p: type("Own", (th.optim.Adam,), {})(p)),
+    ],
+)
+def test_others_are_not_replaced(name: str, optimizer: Any) -> None:
+    assert not TensorOptimizers.can_replace(optimizer(parameters()))
+
+
+def test_one_that_is_followed_is_not_replaced() -> None:
+    optimizer = th.optim.Adam(parameters())
+    optimizer.register_step_post_hook(lambda *_: None)
+    assert not TensorOptimizers.can_replace(optimizer)
+
+
+def test_it_notices_what_it_cannot_follow() -> None:
+    optimizer = th.optim.Adam(parameters())
+    optimizers.step(optimizer, gradients(0))
+    tensors = TensorOptimizers([optimizer], "eager")
+    assert tensors.current()
+    optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+    assert not tensors.current()
+    optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+    assert tensors.current()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert not tensors.current()
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_clipping_is_that_of_pytorch(max_norm: float) -> None:
+    ours = gradients(1)
+    theirs = parameters()
+    for parameter, gradient in zip(theirs, gradients(1), strict=True):
+        parameter.grad = gradient
+    expected = th.nn.utils.clip_grad_norm_(theirs, max_norm)
+    norm, clipped = optimizers.clip(ours, max_norm)
+    assert th.equal(norm, expected)
+    for gradient, parameter in zip(clipped, theirs, strict=True):
+        assert (gradient is None) == (parameter.grad is None)
+        if gradient is not None and parameter.grad is not None:
+            assert th.equal(gradient, parameter.grad)
+    assert optimizers.clip(ours, None)[1] is ours
