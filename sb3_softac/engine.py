@@ -216,15 +216,18 @@ class Engine:
             return False, "compile=False"
         if self._failed:
             return False, "it failed before"
-        missing = missing_for_compilation(model.device)
-        obstacle = why_only_eager(model) or (missing and f"compiling needs {missing}")
-        if obstacle:
+        obstacle = why_only_eager(model)
+        if obstacle is not None:
             return False, obstacle
-        if model.compile is True:
-            return True, "compile=True"
-        if planned is None:
-            return False, "how many gradient steps will follow is not known"
-        return planned >= WORTH_COMPILING, f"{planned:,} gradient steps to come; compiling pays off from {WORTH_COMPILING:,}"
+        reason = "compile=True"
+        if model.compile == "auto":
+            if planned is None:
+                return False, "how many gradient steps will follow is not known"
+            reason = f"{planned:,} gradient steps to come; compiling pays off from {WORTH_COMPILING:,}"
+            if planned < WORTH_COMPILING:
+                return False, reason
+        missing = missing_for_compilation(model.device)  # last: it loads the compiler
+        return missing is None, reason if missing is None else f"compiling needs {missing}"
 
     def reset(self) -> None:
         """Forget what was built, and how to run."""
