@@ -8,7 +8,7 @@ them works for a while, and the others wait. Figures are medians over the rounds
 machines are noisy. Cases of the kind "updates" call `train()` on a filled replay buffer; "learn" and "act" call `learn()` on
 HalfCheetah-v5, "act" with policy actions and without updates. Compilers start with empty caches. Writes OUTPUT.csv and
 OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
-the given words.
+the given words, and keeps the others of a file that is there.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -92,27 +92,25 @@ def _cases() -> list[Case]:
     return cases + [Case(f"{n} critics", n_critics=n) for n in (1, 5)]
 
 
-class Box:
+def make_spaces(case: Case) -> Any:
     """An environment that only has spaces."""
+    import gymnasium as gym
 
-    def __new__(cls, case: Case) -> Any:
-        import gymnasium as gym
+    class Spaces(gym.Env[Any, Any]):
+        observation_space = gym.spaces.Box(-1.0, 1.0, (case.obs_dim,), np.float32)
+        action_space = gym.spaces.Box(-1.0, 1.0, (case.action_dim,), np.float32)
 
-        class Env(gym.Env[Any, Any]):
-            observation_space = gym.spaces.Box(-1.0, 1.0, (case.obs_dim,), np.float32)
-            action_space = gym.spaces.Box(-1.0, 1.0, (case.action_dim,), np.float32)
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return np.zeros(case.obs_dim, np.float32), {}
 
-            def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-                return np.zeros(case.obs_dim, np.float32), {}
-
-        return Env()
+    return Spaces()
 
 
 def make_model(case: Case, peer: str) -> Any:
     """The model that ``peer`` measures ``case`` with."""
     from stable_baselines3.common.env_util import make_vec_env
 
-    env: Any = Box(case) if case.kind == "updates" else make_vec_env("HalfCheetah-v5", n_envs=case.n_envs, seed=0)
+    env: Any = make_spaces(case) if case.kind == "updates" else make_vec_env("HalfCheetah-v5", n_envs=case.n_envs, seed=0)
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": list(case.net_arch), "n_critics": case.n_critics}}
     kwargs |= {"batch_size": case.batch_size, "learning_starts": 0, "seed": 0}
     kwargs["gradient_steps"] = 0 if case.kind == "act" else case.gradient_steps
@@ -167,10 +165,7 @@ def prepare(case: Case, peer: str) -> Callable[[], int]:
 
 
 def worker(connection: Connection, case: Case, peer: str, seconds: float) -> None:
-    """Measure whenever the parent asks; the first answer is the time until the machine runs at its full speed."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
-    os.environ["OMP_NUM_THREADS"] = str(case.threads)
+    """Measure whenever the parent asks; the first answer is the time of the first three calls."""
     with tempfile.TemporaryDirectory() as cache, contextlib.suppress(EOFError):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         import torch as th
@@ -181,9 +176,9 @@ def worker(connection: Connection, case: Case, peer: str, seconds: float) -> Non
         for _ in range(3):
             work()
         first = time.perf_counter() - start
-        start, count = time.perf_counter(), 0
+        start = time.perf_counter()
         while time.perf_counter() - start < seconds:
-            count += work()
+            work()
         connection.send(first)
         while True:
             connection.recv()
@@ -193,21 +188,41 @@ def worker(connection: Connection, case: Case, peer: str, seconds: float) -> Non
             connection.send((count / elapsed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0))
 
 
+@contextlib.contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Let processes that are started here have ``threads`` CPUs and threads, from their first library on."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    if cpus is not None:
+        os.sched_setaffinity(0, sorted(cpus)[:threads])
+    try:
+        yield
+    finally:
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def gemm_rate(threads: int) -> float:
-    """FLOP/s of 256×256 by 256×256 products in float32, in the best of several tries."""
+    """The highest FLOP/s of square matrix products in float32 that can be seen, over three sizes and several tries."""
     import torch as th
 
-    before = th.get_num_threads()
+    before, best = th.get_num_threads(), 0.0
     th.set_num_threads(threads)
-    left, right = th.randn(256, 256), th.randn(256, 256)
-    out, best = th.empty(256, 256), float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(100):
-            th.mm(left, right, out=out)
-        best = min(best, time.perf_counter() - start)
+    for size, repetitions in ((256, 100), (512, 10), (1024, 2)):
+        left, right, out = th.randn(size, size), th.randn(size, size), th.empty(size, size)
+        for _ in range(8):
+            start = time.perf_counter()
+            for _ in range(repetitions):
+                th.mm(left, right, out=out)
+            best = max(best, repetitions * 2.0 * size**3 / (time.perf_counter() - start))
     th.set_num_threads(before)
-    return 100 * 2.0 * 256**3 / best
+    return best
 
 
 def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -217,15 +232,17 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     started: dict[str, float] = {}
     for peer in peers:  # one after the other: nobody warms up while another is measured
         ends[peer], other = context.Pipe()
-        context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
+        with limited(case.threads):
+            context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
         other.close()
         started[peer] = ends[peer].recv()
     rates: dict[str, list[float]] = {peer: [] for peer in peers}
     memory: dict[str, float] = {}
-    gemm = []
-    for _ in range(rounds):
-        gemm.append(gemm_rate(case.threads))
-        for peer in peers:
+    gemm = [0.0]
+    for turn in range(rounds):
+        if case.kind == "updates":
+            gemm.append(gemm_rate(case.threads))
+        for peer in peers[turn % len(peers) :] + peers[: turn % len(peers)]:  # nobody is always the first
             ends[peer].send(None)
             rate, memory[peer] = ends[peer].recv()
             rates[peer].append(rate)
@@ -243,7 +260,7 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
             "first_calls_s": round(started[peer], 2),
             "peak_rss_mb": round(memory[peer], 1),
             "mflop": round(case.flop / 1e6, 2),
-            "gemm_gflops": round(statistics.median(gemm) / 1e9, 1),
+            "gemm_gflops": round(max(gemm) / 1e9, 1),
             **{field.name: getattr(case, field.name) for field in dataclasses.fields(case) if field.name != "name"},
             "rounds": rounds,
             "seconds": seconds,
@@ -307,7 +324,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         if peers["SB3"]["kind"] == "updates" and {"SoftAC eager", "SoftAC compiled"} <= peers.keys():
             eager, compiled = peers["SoftAC eager"], peers["SoftAC compiled"]
             saved = 1.0 / float(eager["median"]) - 1.0 / float(compiled["median"])
-            steps = _rounded(float(compiled["first_calls_s"]) / saved) if saved > 0.0 else "never"
+            extra = float(compiled["first_calls_s"]) - float(eager["first_calls_s"])
+            steps = _rounded(extra / saved) if saved > 0.0 else "never"
             sbx = f"{float(peers['SBX']['first_calls_s']):.1f}" if "SBX" in peers else ""
             lines.append(f"| {name} | {float(compiled['first_calls_s']):.1f} | {sbx} | {steps} |")
     return "\n".join(lines)
@@ -402,22 +420,24 @@ def main() -> None:
     if "SBX" in peers and importlib.util.find_spec("sbx") is None:
         print("SBX is left out: it is not installed (the extra sbx).")
         peers.remove("SBX")
-    rows: list[dict[str, Any]] = []
     args.output.parent.mkdir(parents=True, exist_ok=True)
     path = args.output.with_name(f"{args.output.name}.csv")
+    order = {case.name: place for place, case in enumerate(_cases())}
+    rows: list[dict[str, Any]] = read(path) if args.only and path.exists() else []
     for case in _cases():
         if args.only and not any(word in case.name for word in args.only):
             continue
-        rows += measure(case, peers, args.rounds, args.seconds)
+        measured = measure(case, peers, args.rounds, args.seconds)
+        rows = sorted([row for row in rows if row["case"] != case.name] + measured, key=lambda row: order[row["case"]])
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        speeds = [f"{row['peer']} {row['median']:,.0f} ({row['ratio']:.2f}x)" for row in rows[-len(peers) :]]
+        speeds = [f"{row['peer']} {row['median']:,.0f} ({row['ratio']:.2f}x)" for row in measured]
         print(f"{case.name:34} {', '.join(speeds)}", flush=True)
     rows = read(path)
     print(report(rows))
-    if not args.only:
+    if {row["case"] for row in rows} == set(order):
         plot(rows, path.with_suffix(".png"))
 
 

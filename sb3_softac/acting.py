@@ -53,9 +53,8 @@ class DirectActor:
         """Whether ``policy`` is a perceptron of known layers on flat observations, on the CPU, and nobody's own."""
         actor = policy.actor
         return (
-            _is_own_on_flat_observations(policy)
+            _is_own_perceptron(policy)
             and policy.device.type == "cpu"
-            and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
             and all(parameter.dtype == th.float32 for parameter in actor.parameters())
         )
 
@@ -96,19 +95,21 @@ class CapturedActor:
     def __init__(self, policy: SoftACPolicy, n_envs: int) -> None:
         self.policy = policy
         shape, on_gpu = (n_envs, *(policy.observation_space.shape or ())), policy.device.type == "cuda"
-        self.staging = th.zeros(shape, pin_memory=on_gpu)
+        self.staging = th.zeros(shape, dtype=th.float32, device="cpu", pin_memory=on_gpu)
         self.observations = self.staging.to(policy.device, copy=True)
+        self.addresses = graphs.Addresses(policy.actor.parameters())
         with th.random.fork_rng([policy.device] if on_gpu else []):  # what is built to act has not acted yet
             graphs.warm_up(policy.device, self._act)
-        self.graph = graphs.CudaGraph(self._act)
+        self.graph = graphs.CudaGraph(self._act, policy.device)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Nothing: a graph stays with its tensors. A copied model acts in SB3's way until it learns."""
+        return type(None), ()
 
     @staticmethod
     def can_act(policy: SoftACPolicy) -> bool:
-        """Whether ``policy`` acts on flat observations, on a GPU, and is nobody's own."""
-        return policy.device.type in graphs.CAPTURING and _is_own_on_flat_observations(policy)
+        """Whether ``policy`` is a perceptron of known layers on flat observations, on a GPU, and nobody's own."""
+        return policy.device.type in graphs.CAPTURING and _is_own_perceptron(policy)
 
     @th.no_grad()
     def _act(self) -> th.Tensor:
@@ -117,6 +118,9 @@ class CapturedActor:
 
     def __call__(self, observations: Array) -> Array:
         """As in ``DirectActor``."""
+        if not self.addresses.current():  # somebody gave the weights other memory
+            self.addresses = graphs.Addresses(self.policy.actor.parameters())
+            self.graph = graphs.CudaGraph(self._act, self.policy.device)
         # The last call ended with a copy to the host: nothing reads the staging any more.
         self.staging.copy_(th.from_numpy(np.ascontiguousarray(observations)))
         self.observations.copy_(self.staging, non_blocking=True)
@@ -124,7 +128,7 @@ class CapturedActor:
         return actions
 
 
-def _is_own_on_flat_observations(policy: SoftACPolicy) -> bool:
+def _is_own_perceptron(policy: SoftACPolicy) -> bool:
     space, actor = policy.observation_space, policy.actor
     return (
         type(policy) in (SoftACPolicy, CnnPolicy, MultiInputPolicy)
@@ -133,6 +137,7 @@ def _is_own_on_flat_observations(policy: SoftACPolicy) -> bool:
         and not policy.use_sde
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
+        and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
         and not any(_has_hooks(module) for module in (policy, *actor.modules()))
     )
 

@@ -1,10 +1,9 @@
 """Batches for the gradient steps, drawn from SB3's replay buffers.
 
-``ReplayBuffer.sample`` costs a dozen small copies per batch. Where a buffer is SB3's plain one with flat observations, the
+``ReplayBuffer.sample`` costs a dozen small copies per batch. Where a buffer is SB3's plain one with float observations, the
 batches of several gradient steps are gathered at once into one block of float32, with the same random numbers.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ class _Block:
         sizes = [n_batches * batch_size * width for width in widths.values()]
         on_gpu = device.type == "cuda"
         #: written in turns: while one is on its way to the device, the next can be filled
-        self.hosts = [th.empty(sum(sizes), pin_memory=on_gpu) for _ in range(1 + on_gpu)]
+        self.hosts = [th.empty(sum(sizes), dtype=th.float32, device="cpu", pin_memory=on_gpu) for _ in range(1 + on_gpu)]
         self.columns = [
             {
                 name: part.view(-1, width).numpy()
@@ -78,7 +77,7 @@ class _Block:
         #: when the copies of the hosts have arrived; empty where nothing is copied
         self.arrived = [make_event() for _ in self.hosts] if on_gpu else []
         self.turn = 0
-        self.on_device = th.empty(sum(sizes), device=device) if on_gpu else self.hosts[0]
+        self.on_device = th.empty(sum(sizes), dtype=th.float32, device=device) if on_gpu else self.hosts[0]
         parts = dict(zip(widths, th.split(self.on_device, sizes), strict=True))
         self.fields = [
             parts["observations"].view(n_batches, batch_size, *obs_shape).unbind(),
@@ -99,7 +98,7 @@ class _Block:
         """Start the copy to the device."""
         if self.arrived:
             self.on_device.copy_(self.hosts[self.turn], non_blocking=True)
-            self.arrived[self.turn].record()
+            self.arrived[self.turn].record(th.cuda.current_stream(self.on_device.device))
 
 
 class BlockSampler:
@@ -120,18 +119,21 @@ class BlockSampler:
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._discounts: dict[int, th.Tensor] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "BlockSampler":
-        """One for the copy of the buffer. Copied blocks would not be one memory under two names any more."""
-        return BlockSampler(copy.deepcopy(self.buffer, memo), self.gamma)
+    def __reduce__(self) -> tuple[type["BlockSampler"], tuple[ReplayBuffer, float]]:
+        """Copies and pickles begin without blocks: in copied ones, what is filled and what is read would no longer be one."""
+        return BlockSampler, (self.buffer, self.gamma)
 
     @staticmethod
     def can_sample(buffer: ReplayBuffer, vec_normalize: VecNormalize | None) -> bool:
-        """Whether ``buffer`` is SB3's plain one with float observations, and nothing changes what it returns."""
+        """Whether ``buffer`` is SB3's plain one for a CPU or CUDA device, its observations are numbers and no images, and nothing
+        changes what it returns.
+        """
         space = buffer.observation_space
         return (
             type(buffer) is ReplayBuffer
             and not {"sample", "_get_samples", "to_torch"} & vars(buffer).keys()
             and not buffer.optimize_memory_usage
+            and th.device(buffer.device).type in ("cpu", "cuda")
             and vec_normalize is None
             and isinstance(space, spaces.Box)
             and np.issubdtype(space.dtype, np.floating)
@@ -155,7 +157,7 @@ class BlockSampler:
         block.send()
         discounts = self._discounts.get(batch_size)
         if discounts is None:
-            discounts = self._discounts[batch_size] = th.full((batch_size,), self.gamma, device=self.device)
+            discounts = self._discounts[batch_size] = th.full((batch_size,), self.gamma, dtype=th.float32, device=self.device)
         batches = [Batch(*fields) for fields in zip(*block.fields, [discounts] * n_batches, strict=True)]
         if self.start is not None:
             batches = [batch._replace(actions=batch.actions.squeeze(1).long()) for batch in batches]

@@ -5,15 +5,17 @@ running process, not to the model: it is neither saved nor copied, and rebuilds 
 relied on changes.
 """
 
+import operator
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 
 from sb3_softac import graphs, optimizers
 from sb3_softac.batches import Batch
@@ -31,6 +33,10 @@ WORTH_COMPILING = 20_000
 WARM_UP = 1
 #: the same before a capture, during which libraries must not allocate what they need at first use
 CAPTURE_WARM_UP = 3
+#: how often one kind of step is built before it is taken for one that cannot be
+MOST_BUILT = 5
+#: features extractors that compute the same in every step
+KNOWN_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
 
 
 class Turns(NamedTuple):
@@ -78,15 +84,29 @@ def why_only_eager(model: "SoftAC") -> str | None:
     if model.use_sde:
         return "gSDE keeps its noise between the steps"
     actor = model.actor
-    if type(actor) not in (Actor, CategoricalActor) or {"action_log_prob", "policy_at"} & set(vars(actor)):
+    if type(actor) not in (Actor, CategoricalActor) or {"action_log_prob", "policy_at"} & vars(actor).keys():
         return "the actor is not SoftAC's own"
     for optimizer in _optimizers(model, Turns(actor=True, targets=True)):
         if not TensorOptimizers.can_replace(optimizer):
             return (
                 f"the optimizer {type(optimizer).__name__}, with its options, is none of Adam, AdamW (without amsgrad) and "
-                "SGD (without momentum)"
+                "SGD (without momentum), or it has hooks"
             )
     return None
+
+
+def why_ask_first(model: "SoftAC") -> str | None:
+    """What in ``model`` is somebody's own, and might do in every step what a graph would do only once; or None.
+
+    ``compile=True`` says that it does not.
+    """
+    for module in model.policy.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return f"a {type(module).__name__} has hooks"
+        if isinstance(module, BaseFeaturesExtractor) and type(module) not in KNOWN_EXTRACTORS:
+            return f"the features extractor {type(module).__name__} is not known; compile=True takes it"
+    replaced = model._replaced_step_methods()
+    return f"{replaced[0]} is not SoftAC's own; compile=True takes it" if replaced else None
 
 
 def _optimizers(model: "SoftAC", turns: Turns) -> list[th.optim.Optimizer]:
@@ -99,15 +119,24 @@ def _is_fused(optimizer: th.optim.Optimizer) -> bool:
     return type(optimizer) is th.optim.SGD or all(group["fused"] for group in optimizer.param_groups)
 
 
-def _constants(model: "SoftAC") -> tuple[Any, ...]:
-    """What a compiled or captured step holds as constants, and the user may write."""
-    temperature: Any = model.temperature
-    networks = (model.actor, model.critic, model.value_net)
-    return (
-        *(model.tau, model.reward_scale, model.actor_q, model.target_q, model.target_subset, model.max_grad_norm),
-        *(getattr(temperature, "target_entropy", None), getattr(temperature, "maximum", None), id(temperature)),
-        *((id(network), network is not None and network.training) for network in networks),
-    )
+class Reliance:
+    """What a compiled or captured step holds as constants although a user may replace it."""
+
+    def __init__(self, model: "SoftAC") -> None:
+        temperature: Any = model.temperature
+        networks = (model.actor, model.critic, model.value_net, model.critic_target, model.value_net_target)
+        self.objects: tuple[Any, ...] = (*networks, temperature, model._tracked, model._copied)
+        self.values = (
+            *(model.tau, model.reward_scale, model.actor_q, model.target_q, model.target_subset, model.max_grad_norm),
+            *(getattr(temperature, "target_entropy", None), getattr(temperature, "maximum", None)),
+            *(getattr(model.actor, name, None) for name in ("log_std_bounds", "log_std_bounding", "log_std_mode")),
+            *(network is not None and network.training for network in networks),
+        )
+
+    def same(self, other: "Reliance") -> bool:
+        """Whether both were made of the same objects and values."""
+        identical = len(self.objects) == len(other.objects) and all(map(operator.is_, self.objects, other.objects))
+        return identical and self.values == other.values
 
 
 def _run(model: "SoftAC", batch: Batch, turns: Turns, noise: Noise, descend: TensorOptimizers) -> Metrics:
@@ -118,12 +147,11 @@ class CompiledStep:
     """The gradient step as one graph of ``torch.compile``; its first call compiles."""
 
     def __init__(self, model: "SoftAC", turns: Turns, descend: TensorOptimizers) -> None:
-        # With PyTorch's own random numbers dropout draws the same masks as line by line.
         # Whatever could change is watched by the engine. PyTorch would look at every attribute of every module in each call;
         # without that, each compiled step needs a code object of its own.
         own = FunctionType(_run.__code__.replace(), globals())
         options: dict[str, Any] = {
-            "fallback_random": True,
+            "fallback_random": True,  # with PyTorch's own random numbers dropout draws the same masks as line by line
             "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
             "size_asserts": False,
         }
@@ -149,17 +177,20 @@ class CapturedStep:
     :param step: the step to capture
     :param batch: a batch of the right shapes
     :param noise: noise of the right shapes
+    :param tensors: all else that the step reads and writes
     """
 
-    def __init__(self, step: Step, batch: Batch, noise: Noise) -> None:
+    def __init__(self, step: Step, batch: Batch, noise: Noise, tensors: Iterable[th.Tensor]) -> None:
+        self.step = step  # a compiled one owns tensors that the graph uses
         self.batch, self.noise = graphs.copied(batch), graphs.copied(noise)
+        self.addresses = graphs.Addresses(tensors)
         self.names: tuple[str, ...] = ()
 
         def function() -> th.Tensor:
             self.names, values = step(self.batch, self.noise)
             return values
 
-        self.graph = graphs.CudaGraph(function)
+        self.graph = graphs.CudaGraph(function, batch.rewards.device)
 
     def __call__(self, batch: Batch, noise: Noise) -> Metrics:
         graphs.overwrite(self.batch, batch)
@@ -171,8 +202,9 @@ class Variant:
     """One kind of gradient step, by its turns and shapes."""
 
     def __init__(self) -> None:
-        self.n_steps = 0
-        self.constants: tuple[Any, ...] = ()
+        self.n_warm_up = 0
+        self.n_built = 0
+        self.reliance: Reliance | None = None
         self.descend: TensorOptimizers | None = None
         self.step: Step | None = None
 
@@ -187,9 +219,6 @@ class Engine:
         self._failed = False
         self._variants: dict[Any, Variant] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Engine":
-        return Engine()
-
     def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
         return Engine, ()
 
@@ -200,25 +229,22 @@ class Engine:
         :param planned: the number of gradient steps to come, or None if nobody knows
         :return: what was chosen and why, in words
         """
+        before = self.compiles, self.captures
+        obstacle = why_only_eager(model) or (why_ask_first(model) if model.compile == "auto" else None)
+        if model.compile is False:
+            obstacle = "compile=False"
+        elif self._failed:
+            obstacle = "it failed before"
+        self.compiles, reason = (False, obstacle) if obstacle else self._whether_to_compile(model, planned)
+        self.captures = model.device.type in graphs.CAPTURING and obstacle is None
+        if before != (self.compiles, self.captures):
+            self._variants.clear()
         self.decided = True
-        self.compiles, reason = self._whether_to_compile(model, planned)
-        self.captures = (
-            model.device.type in graphs.CAPTURING
-            and model.compile is not False
-            and not self._failed
-            and why_only_eager(model) is None
-        )
         way = "compiled" if self.compiles else "eager"
         return f"{way} and captured in a CUDA graph ({reason})" if self.captures else f"{way} ({reason})"
 
-    def _whether_to_compile(self, model: "SoftAC", planned: int | None) -> tuple[bool, str]:
-        if model.compile is False:
-            return False, "compile=False"
-        if self._failed:
-            return False, "it failed before"
-        obstacle = why_only_eager(model)
-        if obstacle is not None:
-            return False, obstacle
+    @staticmethod
+    def _whether_to_compile(model: "SoftAC", planned: int | None) -> tuple[bool, str]:
         reason = "compile=True"
         if model.compile == "auto":
             if planned is None:
@@ -236,59 +262,88 @@ class Engine:
 
     def run(self, model: "SoftAC", batch: Batch, turns: Turns) -> Metrics:
         """Do one gradient step."""
-        variant = self._variants.setdefault((turns, tuple(map(_shapes, batch))), Variant())
-        variant.n_steps += 1
-        if variant.n_steps <= (CAPTURE_WARM_UP if self.captures else WARM_UP):
+        variant = self._variants.setdefault((turns, tuple(map(_layout, batch))), Variant())
+        optimizers_now = _optimizers(model, turns)
+        if not all(map(TensorOptimizers.has_begun, optimizers_now)):
+            variant.n_warm_up = 0
+        if variant.n_warm_up < (CAPTURE_WARM_UP if self.captures else WARM_UP):
+            variant.n_warm_up += 1
             if not self.captures:
                 return model._update(batch, turns)
             return graphs.warm_up(model.device, lambda: model._update(batch, turns))  # type: ignore[no-any-return]
         if not (self.compiles or self.captures):
-            return model._update(batch, turns, DRAWN_INSIDE, self._eager_descent(variant, model, turns))
+            return model._update(batch, turns, DRAWN_INSIDE, self._eager_descent(variant, optimizers_now))
         noise = model._draw_noise(len(batch.rewards), turns)
-        try:
-            return self._step_of(variant, model, batch, turns, noise)(batch, noise)
-        except Exception as error:  # compilers fail in many ways, before they have changed anything
-            self.compiles = self.captures = False
-            self._failed = True
-            self._variants.clear()
-            metrics = model._update(batch, turns, noise)  # fails again if the step itself is at fault
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"The gradient step could not be compiled or captured and runs line by line: {type(error).__name__}: {reason}",
-                stacklevel=2,
-            )
-            return metrics
+        step = self._built_step(variant, model, turns, optimizers_now)
+        if step is not None:
+            return step(batch, noise)
+        try:  # compilers fail in many ways, before they have changed anything
+            return self._build(variant, model, batch, turns, noise, optimizers_now)(batch, noise)
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            self._give_up(f"The gradient step could not be compiled or captured: {type(error).__name__}: {reason}")
+            return model._update(batch, turns, noise)  # fails again if the step itself is at fault
+
+    def _give_up(self, reason: str) -> None:
+        self.compiles = self.captures = False
+        self._failed = True
+        self._variants.clear()
+        warnings.warn(f"{reason}. It runs line by line from now on.", stacklevel=2)
 
     @staticmethod
-    def _eager_descent(variant: Variant, model: "SoftAC", turns: Turns) -> Descend:
+    def _eager_descent(variant: Variant, optimizers_now: list[th.optim.Optimizer]) -> Descend:
         """The optimizers themselves, or what they compute, without the overhead of ``step()``."""
-        if variant.descend is None or not variant.descend.current():
-            candidates = _optimizers(model, turns)
+        if variant.descend is None or not variant.descend.current(optimizers_now):
             variant.descend = None
-            if all(TensorOptimizers.can_replace(optimizer) and _is_fused(optimizer) for optimizer in candidates):
-                variant.descend = TensorOptimizers(candidates, "eager")
+            if all(TensorOptimizers.can_replace(optimizer) and _is_fused(optimizer) for optimizer in optimizers_now):
+                variant.descend = TensorOptimizers(optimizers_now, "eager")
         return variant.descend or optimizers.step
 
-    def _step_of(self, variant: Variant, model: "SoftAC", batch: Batch, turns: Turns, noise: Noise) -> Step:
-        """The way in which this kind of step runs now."""
-        constants = _constants(model)
-        if not (variant.descend is not None and variant.descend.current() and variant.constants == constants):
-            variant.descend = descend = TensorOptimizers(
-                _optimizers(model, turns), "compiled" if self.compiles else "captured"
-            )
-            variant.constants = constants
-            variant.step = None
+    def _built_step(
+        self, variant: Variant, model: "SoftAC", turns: Turns, optimizers_now: list[th.optim.Optimizer]
+    ) -> Step | None:
+        """The step that was built before, if everything is still as it was then."""
+        step, reliance = variant.step, variant.reliance
+        if step is None or reliance is None or variant.descend is None or not variant.descend.current(optimizers_now):
+            return None
+        if not reliance.same(Reliance(model)):
+            return None
+        if isinstance(step, CapturedStep):
+            return step if step.addresses.current() else None
+        return None if self.captures else step
+
+    def _build(
+        self,
+        variant: Variant,
+        model: "SoftAC",
+        batch: Batch,
+        turns: Turns,
+        noise: Noise,
+        optimizers_now: list[th.optim.Optimizer],
+    ) -> Step:
+        """The step in the way that was decided. Where it is compiled and captured, it runs once in between."""
+        compiled = variant.step if isinstance(variant.step, CompiledStep) else None
+        descend, reliance = variant.descend, Reliance(model)
+        same = variant.reliance is not None and reliance.same(variant.reliance)
+        if compiled is None or descend is None or not same or not descend.current(optimizers_now):
+            variant.n_built += 1
+            if variant.n_built > MOST_BUILT:
+                raise RuntimeError("something that it holds as a constant changes again and again")
+            if not all(map(TensorOptimizers.can_replace, optimizers_now)):
+                raise RuntimeError("an optimizer has options or hooks that only its own step knows")
+            descend = TensorOptimizers(optimizers_now, "compiled" if self.compiles else "captured")
+            variant.descend, variant.reliance, variant.step = descend, reliance, None
             if self.compiles:
                 variant.step = CompiledStep(model, turns, descend)
                 return variant.step
-        assert variant.descend is not None
-        if self.captures and not isinstance(variant.step, CapturedStep):
-            compiled, descend = variant.step, variant.descend
-            step = compiled or (lambda batch, noise: model._update(batch, turns, noise, descend))
-            variant.step = CapturedStep(step, batch, noise)
-        assert variant.step is not None
+        step: Step = compiled or (lambda batch, noise: model._update(batch, turns, noise, descend))
+        tensors = [*model.policy.parameters(), *model.policy.buffers(), *model.temperature.parameters()]
+        variant.step = CapturedStep(step, batch, noise, tensors)
         return variant.step
 
 
-def _shapes(value: Any) -> Any:
-    return tuple(sorted((name, part.shape) for name, part in value.items())) if isinstance(value, dict) else value.shape
+def _layout(value: Any) -> Any:
+    """What a step may rely on of one field of a batch."""
+    if isinstance(value, dict):
+        return tuple((name, _layout(value[name])) for name in sorted(value))
+    return value.shape, value.stride(), value.dtype

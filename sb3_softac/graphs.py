@@ -1,30 +1,45 @@
 """CUDA graphs: kernels that are recorded once and then launched together, on tensors that stay where they are."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch as th
 
 #: kinds of devices whose work can be captured
 CAPTURING = {"cuda"}
+#: where warm-ups and captures run; one for each device, since libraries keep a workspace for each
+_SIDE_STREAMS: dict[th.device, Any] = {}
 
 Inputs = TypeVar("Inputs", bound=NamedTuple)
+
+
+def _side_stream(device: th.device) -> Any:
+    if device not in _SIDE_STREAMS:
+        make_stream: Any = th.cuda.Stream  # torch ships it without annotations
+        _SIDE_STREAMS[device] = make_stream(device)
+    return _SIDE_STREAMS[device]
 
 
 class CudaGraph:
     """A function without arguments as a CUDA graph. Capturing it computes nothing.
 
     :param function: reads and writes tensors that stay where they are, never waits for the device, and returns a tensor
+    :param device: where it works
     """
 
-    def __init__(self, function: Callable[[], th.Tensor]) -> None:
+    def __init__(self, function: Callable[[], th.Tensor], device: th.device) -> None:
+        self.device = device
         self.graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(self.graph):
-            self.result = function()
+        with th.cuda.device(device), warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*CUDA Graph is empty")  # nothing would ever be computed
+            with th.cuda.graph(self.graph, stream=_side_stream(device)):
+                self.result = function()
 
     def replay(self) -> th.Tensor:
         """Run the function; the next replay overwrites the result."""
-        self.graph.replay()
+        with th.cuda.device(self.device):
+            self.graph.replay()
         return self.result
 
 
@@ -32,13 +47,51 @@ def warm_up(device: th.device, function: Callable[[], Any]) -> Any:
     """Run ``function`` on a side stream, where libraries allocate at first use what a capture must not allocate."""
     if device.type != "cuda":
         return function()
-    side: Any = th.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch ships it without annotations
-    main = th.cuda.current_stream(device)
+    side, main = _side_stream(device), th.cuda.current_stream(device)
     side.wait_stream(main)
-    with th.cuda.stream(side):
+    with th.cuda.device(device), th.cuda.stream(side):
         result = function()
     main.wait_stream(side)
     return result
+
+
+class Addresses:
+    """Where tensors lie: a graph goes on with that memory, whatever the tensors become.
+
+    :param tensors: what a graph reads or writes
+    """
+
+    def __init__(self, tensors: Iterable[th.Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.pointers = [tensor.data_ptr() for tensor in self.tensors]
+
+    def current(self) -> bool:
+        """Whether all still lie there."""
+        return self.pointers == [tensor.data_ptr() for tensor in self.tensors]
+
+
+class Report:
+    """Numbers on their way from the device, read without waiting for anything that came after them.
+
+    :param values: (n,)
+    """
+
+    def __init__(self, values: th.Tensor) -> None:
+        self.values = values
+        self.arrived: Any = None
+        if values.device.type == "cuda":
+            self.values = th.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            make_event: Any = th.cuda.Event  # torch ships it without annotations
+            self.arrived = make_event()
+            self.arrived.record(th.cuda.current_stream(values.device))
+
+    def read(self) -> list[float]:
+        """The numbers, once they are here."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.values.tolist()
+        return numbers
 
 
 def copied(inputs: Inputs) -> Inputs:

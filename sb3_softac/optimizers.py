@@ -30,11 +30,21 @@ def step(optimizer: th.optim.Optimizer, gradients: Sequence[th.Tensor | None]) -
 def clip(gradients: Sequence[th.Tensor | None], max_norm: float | None) -> tuple[th.Tensor, Sequence[th.Tensor | None]]:
     """Euclidean norm of all gradients together, (), and the gradients shortened to ``max_norm`` where they are longer."""
     present = [gradient for gradient in gradients if gradient is not None]
-    norm = th.nn.utils.get_total_norm(present, foreach=not th.compiler.is_compiling())
+    # One call for all is fast line by line, but a compiler would not see into it.
+    norm = th.nn.utils.get_total_norm(present, foreach=False if th.compiler.is_compiling() else None)
     if max_norm is not None:
-        shortened = iter(th._foreach_mul(present, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
-        gradients = [None if gradient is None else next(shortened) for gradient in gradients]
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradients = [None if gradient is None else gradient * factor for gradient in gradients]
     return norm, gradients
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group that its steps have besides the rate, by the names of ``adam``."""
+    names = ("amsgrad", "weight_decay", "eps", "maximize", "decoupled_weight_decay")
+    settings = {name: group[name] for name in names if name in group}
+    if "betas" in group:
+        settings["beta1"], settings["beta2"] = group["betas"]
+    return settings
 
 
 class _Group:
@@ -47,38 +57,52 @@ class _Group:
         self.mode = mode
         self.parameters: list[th.Tensor] = list(group["params"])
         # A parameter that no loss reaches has no state.
-        states = [optimizer.state[parameter] for parameter in self.parameters if parameter in optimizer.state]
-        self.moments, self.squares, self.counts = (
-            [state[name] for state in states if name in state] for name in ("exp_avg", "exp_avg_sq", "step")
-        )
+        self.states = [optimizer.state.get(parameter) for parameter in self.parameters]
+        for parameter, state in zip(self.parameters, self.states, strict=True):
+            parameter.grad = None  # of a step long ago
+            if state and mode != "eager" and "step" in state:
+                state["step"] = state["step"].to(parameter.device)  # kernels count there
         self.rate = float(group["lr"])
         #: the rate as a tensor, for steps that outlive it as a number
-        self.lr = th.tensor(self.rate, device=self.parameters[0].device)
+        self.lr = th.tensor(self.rate, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
-    def refresh(self) -> None:
-        """Take over the optimizer's present rate."""
-        rate = float(self.group["lr"])
+    def current(self, optimizer: th.optim.Optimizer, present: dict[str, Any]) -> bool:
+        """Take over the present rate; whether settings and states are still the same."""
+        if present is not self.group or _settings(present) != self.settings:
+            return False
+        if any(optimizer.state.get(p) is not state for p, state in zip(self.parameters, self.states, strict=True)):
+            return False
+        rate = float(present["lr"])
         if rate != self.rate:
             self.rate = rate
             self.lr.fill_(rate)
+        return True
 
     def descend(self, gradients: Sequence[th.Tensor | None]) -> None:
-        reached = [(p, g) for p, g in zip(self.parameters, gradients, strict=True) if g is not None]
-        parameters, present = [p for p, _ in reached], [g for _, g in reached]
         if not self.is_adam:
-            for parameter, gradient in reached:
-                if self.mode == "eager":
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is not None and self.mode == "eager":
                     parameter.add_(gradient, alpha=-self.rate)
-                else:
+                elif gradient is not None:
                     parameter.addcmul_(gradient, self.lr, value=-1.0)
             return
+        parameters, reached, moments, squares, counts = [], [], [], [], []
+        for parameter, gradient, state in zip(self.parameters, gradients, self.states, strict=True):
+            if gradient is not None:
+                if not state:
+                    raise RuntimeError("a loss reaches a parameter that it had not reached in the first step")
+                parameters.append(parameter)
+                reached.append(gradient)
+                moments.append(state["exp_avg"])
+                squares.append(state["exp_avg_sq"])
+                counts.append(state["step"])
         adam(
             parameters,
-            present,
-            self.moments,
-            self.squares,
+            reached,
+            moments,
+            squares,
             [],
-            self.counts,
+            counts,
             foreach=self.mode == "compiled",  # a compiler fuses the many kernels
             fused=self.mode != "compiled",
             capturable=self.mode != "eager",  # the counts stay tensors
@@ -89,25 +113,16 @@ class _Group:
         )
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a parameter group that its steps have besides the rate, by the names of ``adam``."""
-    names = ("amsgrad", "weight_decay", "eps", "maximize", "decoupled_weight_decay")
-    settings = {name: group[name] for name in names if name in group}
-    if "betas" in group:
-        settings["beta1"], settings["beta2"] = group["betas"]
-    return settings
-
-
 class TensorOptimizers:
-    """Steps of several optimizers as operations on tensors alone.
+    """Steps of several optimizers as operations on tensors alone. ``parameter.grad`` stays None.
 
-    :param optimizers: optimizers that :meth:`can_replace`, each of which has done a step
+    :param optimizers: optimizers that :meth:`can_replace`
     :param mode: how the steps run
     """
 
     def __init__(self, optimizers: Iterable[th.optim.Optimizer], mode: Mode) -> None:
         self.optimizers = list(optimizers)
-        self.states = [optimizer.state for optimizer in self.optimizers]
+        self.mode = mode
         self.groups = [[_Group(optimizer, group, mode) for group in optimizer.param_groups] for optimizer in self.optimizers]
 
     @staticmethod
@@ -121,23 +136,32 @@ class TensorOptimizers:
         )
         return (plain or adam_) and not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
-    def current(self) -> bool:
-        """Take over the present rates; whether nothing else has changed: no state was loaded, no other setting was written."""
-        for optimizer, state, groups in zip(self.optimizers, self.states, self.groups, strict=True):
-            if optimizer.state is not state or len(optimizer.param_groups) != len(groups):
+    @staticmethod
+    def has_begun(optimizer: th.optim.Optimizer) -> bool:
+        """Whether a first step has created the state that the next ones need."""
+        return type(optimizer) is th.optim.SGD or len(optimizer.state) > 0
+
+    def current(self, optimizers: Sequence[th.optim.Optimizer]) -> bool:
+        """Take over the present rates of ``optimizers``; whether they are still these, with the same state and settings."""
+        if len(optimizers) != len(self.optimizers):
+            return False
+        for present, known, groups in zip(optimizers, self.optimizers, self.groups, strict=True):
+            if present is not known or len(present.param_groups) != len(groups):
                 return False
-            for group, present in zip(groups, optimizer.param_groups, strict=True):
-                if group.group is not present or group.settings != _settings(present):
-                    return False
-                group.refresh()
+            if present._optimizer_step_pre_hooks or present._optimizer_step_post_hooks:
+                return False
+            if not all(group.current(present, now) for group, now in zip(groups, present.param_groups, strict=True)):
+                return False
         return True
 
     def __call__(self, optimizer: th.optim.Optimizer, gradients: Sequence[th.Tensor | None]) -> None:
         """Do the step of ``optimizer`` with these gradients, one for each of its parameters."""
-        for candidate, groups in zip(self.optimizers, self.groups, strict=True):
-            if candidate is optimizer:
+        for known, groups in zip(self.optimizers, self.groups, strict=True):
+            if known is optimizer:
                 first = 0
                 for group in groups:
                     with th.no_grad():
                         group.descend(gradients[first : first + len(group.parameters)])
                     first += len(group.parameters)
+                return
+        raise RuntimeError(f"this {type(optimizer).__name__} is none of the optimizers that were expected")

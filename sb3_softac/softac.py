@@ -69,6 +69,11 @@ Rate = float | str | Schedule
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
 
 FIRST_CRITIC = slice(0, 1)
+#: the methods that compute a gradient step
+STEP = (
+    *("_update", "_bellman_target", "_target_reduction", "_update_value_network", "_update_critics", "_update_actor"),
+    *("_update_temperature", "_update_targets", "_minimise", "_draw_noise", "_draw_members"),
+)
 
 
 class SoftAC(OffPolicyAlgorithm):
@@ -252,7 +257,7 @@ class SoftAC(OffPolicyAlgorithm):
         self._engine = Engine()
         self._block_sampler: BlockSampler | None = None
         #: what the newest ``train()`` has to report, while it is still on the device: sums by names, and numbers of steps
-        self._unread_metrics: list[tuple[tuple[str, ...], th.Tensor, int]] = []
+        self._unread_metrics: list[tuple[tuple[str, ...], graphs.Report, int]] = []
         self._automatic_replay_buffer = replay_buffer_class is None
         #: what samples actions in place of `predict`, while `learn` runs
         self._direct_actor: DirectActor | CapturedActor | None = None
@@ -631,8 +636,12 @@ class SoftAC(OffPolicyAlgorithm):
         )
         return self._engine.run(self, batch, turns)
 
+    def _replaced_step_methods(self) -> list[str]:
+        """What a subclass or somebody else has put in place of a part of :meth:`_update`."""
+        return [name for name in STEP if name in vars(self) or getattr(type(self), name) is not getattr(SoftAC, name)]
+
     def _draw_noise(self, batch_size: int, turns: Turns) -> Noise:
-        """What :meth:`_update` would draw by itself, in the same order."""
+        """What :meth:`_update` would draw by itself, in the same order (but for dropout, which is drawn in between)."""
         normal = not (self.use_sde or isinstance(self.action_space, spaces.Discrete))
         shape = (batch_size, get_action_dim(self.action_space))
         draw_here, draw_next = normal and (turns.actor or self.value_network), normal and not self.value_network
@@ -780,12 +789,19 @@ class SoftAC(OffPolicyAlgorithm):
         self.temperature.set_progress(progress)
 
     def _record(self, steps: list[Metrics]) -> None:
-        """Keep the metrics of one ``train()`` for the logger. On a GPU they are read only when logs are dumped."""
+        """Hand the metrics of one ``train()`` to the logger.
+
+        Where the gradient steps are captured, nothing waits for them: they are logged at the next ``train()``, or before logs
+        are dumped.
+        """
+        self._read_metrics()
         rows: dict[tuple[str, ...], list[th.Tensor]] = {}
         for names, values in steps:
             rows.setdefault(names, []).append(values)
-        self._unread_metrics = [(names, th.stack(values).sum(dim=0), len(values)) for names, values in rows.items()]
-        if self.device.type not in graphs.CAPTURING:
+        self._unread_metrics = [
+            (names, graphs.Report(th.stack(values).sum(dim=0)), len(values)) for names, values in rows.items()
+        ]
+        if not self._engine.captures:
             self._read_metrics()
 
     def _read_metrics(self) -> None:
@@ -798,7 +814,7 @@ class SoftAC(OffPolicyAlgorithm):
         sums: dict[str, float] = {}
         counts: dict[str, int] = {}
         for names, totals, count in self._unread_metrics:
-            for name, total in zip(names, totals.tolist(), strict=True):
+            for name, total in zip(names, totals.read(), strict=True):
                 sums[name], counts[name] = sums.get(name, 0.0) + total, counts.get(name, 0) + count
         self._unread_metrics = []
         means = {name: total / counts[name] for name, total in sums.items()}

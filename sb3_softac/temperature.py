@@ -86,9 +86,9 @@ class LearnedTemperature(Temperature):
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         """The loss whose gradient the update follows, () for (B,) log-probabilities."""
 
+    @abstractmethod
     def gradient(self, log_prob: th.Tensor) -> th.Tensor:
         """Derivative of the loss by the learned scalar, (): too little for automatic differentiation."""
-        return losses.entropy_gap(log_prob, self.target_entropy)
 
     @abstractmethod
     def set_value(self, value: float) -> None:
@@ -130,6 +130,9 @@ class DualTemperature(LearnedTemperature):
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         return losses.dual_temperature_loss(self.ent_coef, log_prob, self.target_entropy)
 
+    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
+        return losses.entropy_gap(log_prob, self.target_entropy)
+
     def set_value(self, value: float) -> None:
         with th.no_grad():
             self.ent_coef.fill_(value)
@@ -155,6 +158,9 @@ class LogTemperature(LearnedTemperature):
 
     def loss(self, log_prob: th.Tensor) -> th.Tensor:
         return losses.log_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+
+    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
+        return losses.entropy_gap(log_prob, self.target_entropy)
 
     def set_value(self, value: float) -> None:
         with th.no_grad():

@@ -10,6 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from sb3_softac import graphs
 
+#: what reads from the device, or has an output whose size depends on what is there
+WAITS = {th.ops.aten._local_scalar_dense.default, th.ops.aten.nonzero.default, th.ops.aten.masked_select.default}
+
 
 def _tensors(value: Any) -> list[th.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, th.Tensor)]
@@ -25,8 +28,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch sh
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is th.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("operation not permitted when stream is capturing: a number was read from the device")
+        if func in WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func} waits for the device")
         names = [argument.name for argument in func._schema.arguments]
         for argument, value in [*zip(func._schema.arguments, args, strict=False)]:
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -45,7 +48,7 @@ class GraphStandIn:
 
     captured = 0
 
-    def __init__(self, function: Callable[[], th.Tensor]) -> None:
+    def __init__(self, function: Callable[[], th.Tensor], device: th.device) -> None:
         recorder, state = _Recorder(), th.get_rng_state()
         try:
             with recorder:
@@ -56,11 +59,14 @@ class GraphStandIn:
                     tensor.copy_(value)
             th.set_rng_state(state)
         self.operations = recorder.operations
+        self.pointers = [[tensor.data_ptr() for tensor in _tensors((args, kwargs))] for _, args, kwargs, _ in self.operations]
         GraphStandIn.captured += 1
 
     @th.no_grad()
     def replay(self) -> th.Tensor:
-        for func, args, kwargs, outputs in self.operations:
+        for (func, args, kwargs, outputs), pointers in zip(self.operations, self.pointers, strict=True):
+            if [tensor.data_ptr() for tensor in _tensors((args, kwargs))] != pointers:
+                raise AssertionError("the graph would use memory that its tensors have left")
             for output, value in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
                 if output.data_ptr() != value.data_ptr():
                     output.copy_(value)

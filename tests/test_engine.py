@@ -5,16 +5,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_softac import SoftAC, engine
 from sb3_softac.acting import CapturedActor
 from sb3_softac.engine import Engine, missing_for_compilation
+from sb3_softac.temperature import make_temperature
 from tests import graph_standin
 from tests.graph_standin import GraphStandIn
 from tests.helpers import (
@@ -143,7 +146,7 @@ class TestSameNumbers:
             for progress in np.linspace(1.0, 0.0, 20):
                 model._current_progress_remaining = float(progress)
                 model.train(1, batch_size=32)
-        assert standin.captured > 0
+        assert standin.captured == (2 if case == "delayed" else 1)  # once for each kind of step that came often enough
         assert models[1]._engine.captures
         assert_close(models[0], models[1])
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
@@ -156,6 +159,7 @@ class TestSameNumbers:
             restart_generators()
             model.train(20, batch_size=32)
         assert models[1]._engine.compiles
+        assert {variant.n_built for variant in models[1]._engine._variants.values()} == {1}
         assert_close(models[0], models[1])
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
 
@@ -250,6 +254,61 @@ class TestStateThatIsReplaced:
                 entry["exp_avg"].fill_(1.0)
             model.critic.optimizer.load_state_dict(state)
             model.train(6, batch_size=32)
+        assert_close(models[0], models[1])
+
+    @pytest.mark.parametrize("kind", ["optimizer", "state", "nothing left", "temperature"])
+    def test_what_begins_anew(self, fast: Any, kind: str) -> None:
+        """A new optimizer, the state of one that has not begun, no state at all, another temperature."""
+        models = [build(fast), build(False)]
+        for model in models:
+            restart_generators()
+            model.train(6, batch_size=32)
+            old = model.critic.optimizer
+            if kind == "optimizer":
+                model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=3e-4, fused=True)
+            elif kind == "state":
+                old.load_state_dict(th.optim.Adam(model.critic.parameters(), lr=3e-4, fused=True).state_dict())
+            elif kind == "nothing left":
+                old.state.clear()
+            else:
+                model.temperature = make_temperature("auto_0.5", "log", None, -2.0, model.lr_schedule)
+            before = model.critic.q_networks.output.weight.clone(), model.temperature.value.clone()
+            model.train(6, batch_size=32)
+            assert not th.equal(model.critic.q_networks.output.weight, before[0])
+            assert not th.equal(model.temperature.value, before[1])
+            steps = {int(state["step"]) for state in model.critic.optimizer.state.values()}
+            assert steps == ({12} if kind == "temperature" else {6})
+        assert_close(models[0], models[1])
+
+    def test_targets_bounds_and_memory_that_are_replaced(self, fast: Any) -> None:
+        models = [build(fast), build(False)]
+        for model in models:
+            restart_generators()
+            model.train(6, batch_size=32)
+            model.critic_target = copy.deepcopy(model.critic)
+            model.policy.critic_target = model.critic_target
+            model._tracked = (model._tracked[0], list(model.critic_target.parameters()))
+            model.train(6, batch_size=32)
+            model.actor.log_std_bounds = (-3.0, -1.0)
+            model.train(6, batch_size=32)
+            model.policy.load_from_vector(0.5 * model.policy.parameters_to_vector())
+            model.train(6, batch_size=32)
+        assert_close(models[0], models[1])
+
+    def test_another_way_at_the_next_learning(self, fast: Any) -> None:
+        """Fast, line by line with another state of the optimizer, and fast again."""
+        models = [build(fast), build(False)]
+        for model in models:
+            way = model.compile
+            restart_generators()
+            for compile in (way, False, way):
+                model.compile = compile
+                model._engine.decided = False
+                model.train(6, batch_size=32)
+                state = copy.deepcopy(model.actor.optimizer.state_dict())
+                state["state"][0]["exp_avg"].fill_(0.01)
+                model.actor.optimizer.load_state_dict(state)
+        assert models[0]._engine.compiles or models[0]._engine.captures
         assert_close(models[0], models[1])
 
     def test_a_copy_trains_independently(self, fast: Any) -> None:
@@ -388,11 +447,54 @@ class Reader(BaseFeaturesExtractor):
         return observations * float(observations.detach().abs().max())
 
 
+class Counting(SoftAC):
+    """Does something of its own in each step."""
+
+    n_counted = 0
+
+    def _update_targets(self) -> None:
+        self.n_counted += 1
+        super()._update_targets()
+
+
+class TestSomebodysOwn:
+    """What could do in every step what a graph would do once is not captured or compiled unless asked for."""
+
+    def check(self, model: SoftAC, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "WORTH_COMPILING", 1)
+        assert model._engine.decide(model, 100) == f"eager ({reason})"
+        model.compile = True
+        assert model._engine.decide(model, 100).endswith("(compile=True)")
+
+    @needs_compiler
+    def test_features_extractors(self, monkeypatch: pytest.MonkeyPatch, standin: type[GraphStandIn]) -> None:
+        model = build("auto", **TestFailure.reader())
+        self.check(model, "the features extractor Reader is not known; compile=True takes it", monkeypatch)
+
+    @needs_compiler
+    def test_hooks(self, monkeypatch: pytest.MonkeyPatch, standin: type[GraphStandIn]) -> None:
+        model, calls = build("auto"), []
+        model.critic.q_networks.output.register_forward_hook(lambda *_: calls.append(1))
+        model.train(6, batch_size=32)
+        assert len(calls) == 12  # for the critic loss and the actor loss
+        self.check(model, "a StackedLinear has hooks", monkeypatch)
+
+    @needs_compiler
+    def test_methods(self, monkeypatch: pytest.MonkeyPatch, standin: type[GraphStandIn]) -> None:
+        model = Counting("MlpPolicy", RandomEnv(), device="cpu", buffer_size=100, **net())
+        model.set_logger(make_model().logger)
+        fill_buffer(model)
+        model.train(6, batch_size=32)
+        assert model.n_counted == 6
+        self.check(model, "_update_targets is not SoftAC's own; compile=True takes it", monkeypatch)
+
+
 class TestFailure:
-    def check(self, model: SoftAC, message: str) -> None:
+    def check(self, model: SoftAC, reason: str) -> None:
         """One warning, no change of the numbers, and no second attempt."""
         eager = build(False, **({} if model.policy_kwargs.get("features_extractor_class") is None else self.reader()))
         restart_generators()
+        message = rf"The gradient step could not be compiled or captured: {reason}.*It runs line by line from now on\."
         with pytest.warns(UserWarning, match=message) as caught:
             model.train(5, batch_size=32)
         assert len(caught) == 1
@@ -417,10 +519,43 @@ class TestFailure:
         broken.write_text("#!/bin/sh\nexit 1\n")
         broken.chmod(0o755)
         with th._inductor.config.patch({"cpp.cxx": (str(broken),)}):
-            self.check(build(True), "The gradient step could not be compiled or captured and runs line by line: ")
+            self.check(build(True), "InductorError: InvalidCxxCompiler")
 
-    def test_of_the_capture(self, standin: type[GraphStandIn]) -> None:
-        self.check(build("auto", **self.reader()), "runs line by line: RuntimeError: operation not permitted")
+    def test_of_the_capture(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "KNOWN_EXTRACTORS", (Reader,))
+        self.check(build("auto", **self.reader()), "RuntimeError: operation not permitted")
+
+    def test_of_a_step_that_ran_before(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is no failure of the capture, and the step must not be done twice."""
+        model = build("auto")
+        model.train(5, batch_size=32)
+        replay = GraphStandIn.replay
+
+        def interrupted(self: GraphStandIn) -> th.Tensor:
+            replay(self)
+            raise TimeoutError
+
+        monkeypatch.setattr(GraphStandIn, "replay", interrupted)
+        with pytest.raises(TimeoutError):
+            model.train(1, batch_size=32)
+        assert model.critic.optimizer.state_dict()["state"][0]["step"] == 6
+        assert model._engine.captures
+
+    def test_of_constants_that_change_again_and_again(self, standin: type[GraphStandIn]) -> None:
+        models = [build("auto"), build(False)]
+
+        def train(model: SoftAC) -> None:
+            restart_generators()
+            for step in range(20):
+                model.reward_scale = 1.0 + step
+                model.train(1, batch_size=32)
+
+        with pytest.warns(UserWarning, match="something that it holds as a constant changes again and again") as caught:
+            train(models[0])
+        assert len(caught) == 1
+        train(models[1])
+        assert standin.captured == engine.MOST_BUILT
+        assert_close(models[0], models[1])
 
     def test_a_mistake_in_the_step_is_not_hidden(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
         model = build("auto")
@@ -431,27 +566,83 @@ class TestFailure:
 
 
 class TestMetricsStayOnTheDevice:
-    def test_they_are_read_when_logs_are_dumped(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_they_are_read_at_the_next_train(self, standin: type[GraphStandIn]) -> None:
         model = build("auto")
         model.train(8, batch_size=32)
         assert "train/critic_loss" not in model.logger.name_to_value
-        model._read_metrics()
+        losses = [model._unread_metrics[0][1].read()]
+        model.train(0, batch_size=32)
         assert model.logger.name_to_value["train/critic_loss"] > 0.0
-        model = make_model(learning_starts=10)
-        seen: list[bool] = []
+        assert len(losses) == 1
+        model.train(1, batch_size=32)
+        before = model.logger.name_to_value["train/critic_loss"]
+        model._read_metrics()
+        assert model.logger.name_to_value["train/critic_loss"] != before
 
-        def dump(logger: Logger, step: int = 0) -> None:
-            seen.append("train/critic_loss" in logger.name_to_value)
+    def test_they_are_there_when_logs_are_dumped(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the model, and by a callback that evaluates."""
+        for log_interval, callback in ((1, None), (None, EvalCallback(RandomEnv(), eval_freq=9, verbose=0, warn=False))):
+            model = make_model(learning_starts=10)
+            seen: list[bool] = []
 
-        monkeypatch.setattr(Logger, "dump", dump)
-        model.learn(40)
-        assert True in seen
-        assert seen == sorted(seen)  # none is missing once training has begun
+            def dump(logger: Logger, step: int = 0, seen: list[bool] = seen) -> None:
+                seen.append("train/critic_loss" in logger.name_to_value)
 
-    def test_divergence_is_noticed_at_the_end(self, standin: type[GraphStandIn]) -> None:
+            with monkeypatch.context() as context:
+                context.setattr(Logger, "dump", dump)
+                model.learn(60, callback=callback, log_interval=log_interval)
+            assert True in seen
+            assert seen == sorted(seen)  # none is missing once training has begun
+
+    def test_without_graphs_they_are_there_at_once(self, standin: type[GraphStandIn]) -> None:
+        model = build(False)
+        model.train(1, batch_size=32)
+        assert model.logger.name_to_value["train/critic_loss"] > 0.0
+
+    def test_divergence_is_noticed(self, standin: type[GraphStandIn]) -> None:
         model = make_model(learning_starts=10, reward_scale=1e38)
-        with pytest.raises(ValueError, match="Training has diverged"):
+        with pytest.raises(ValueError, match="Training has diverged after"):
             model.learn(30, log_interval=None)
+        assert model.num_timesteps < 20
+
+
+def test_no_gradient_is_left_behind() -> None:
+    """`parameter.grad` would be that of the first step for ever."""
+    model = build(False)
+    model.train(1, batch_size=32)
+    assert model.critic.q_networks.output.weight.grad is not None
+    model.train(1, batch_size=32)
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+
+def test_hooks_of_an_optimizer_are_called() -> None:
+    model, calls = build(False), []
+    model.train(2, batch_size=32)
+    model.critic.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    model.train(3, batch_size=32)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("kwargs", [{"fused": False}, {"foreach": True}])
+def test_counts_that_other_implementations_keep_elsewhere(kwargs: dict[str, Any], standin: type[GraphStandIn]) -> None:
+    models = [build(compile, **net(optimizer_kwargs=kwargs)) for compile in ("auto", False)]
+    for model in models:
+        restart_generators()
+        model.train(8, batch_size=32)
+    assert models[0]._engine.captures
+    assert_close(models[0], models[1])
+
+
+def test_a_pickled_model_draws_new_batches() -> None:
+    model = build(False)
+    model.train(3, batch_size=32)
+    loaded = cloudpickle.loads(cloudpickle.dumps(model))
+    for each in (model, loaded):
+        restart_generators()
+        each.train(3, batch_size=32)
+    assert_same_parameters(model, loaded)
+    first, second = (next(iter(loaded._batches(1, 8))).rewards.clone() for _ in range(2))
+    assert not th.equal(first, second)
 
 
 class TestCapturedActing:

@@ -46,7 +46,7 @@ def test_the_steps_are_those_of_the_optimizer(name: str, mode: Any) -> None:
     for step in range(1, 9):
         for optimizer in (own, reference):
             optimizer.param_groups[0]["lr"] = 0.1 / step
-        assert tensors.current()
+        assert tensors.current([own])
         optimizers.step(reference, gradients(step))
         (optimizers.step if step == 4 else tensors)(own, gradients(step))
         for left, right in zip(ours, theirs, strict=True):
@@ -80,13 +80,30 @@ def test_it_notices_what_it_cannot_follow() -> None:
     optimizer = th.optim.Adam(parameters())
     optimizers.step(optimizer, gradients(0))
     tensors = TensorOptimizers([optimizer], "eager")
-    assert tensors.current()
+    assert tensors.current([optimizer])
     optimizer.param_groups[0]["betas"] = (0.8, 0.9)
-    assert not tensors.current()
+    assert not tensors.current([optimizer])
     optimizer.param_groups[0]["betas"] = (0.9, 0.999)
-    assert tensors.current()
+    assert tensors.current([optimizer])
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert not tensors.current()
+    assert not tensors.current([optimizer])
+    tensors = TensorOptimizers([optimizer], "eager")
+    assert tensors.current([optimizer])
+    assert not tensors.current([th.optim.Adam(optimizer.param_groups[0]["params"])])
+    optimizer.register_step_post_hook(lambda *_: None)
+    assert not tensors.current([optimizer])
+    with pytest.raises(RuntimeError, match="none of the optimizers that were expected"):
+        tensors(th.optim.SGD(parameters(), lr=0.1), gradients(1))
+    tensors = TensorOptimizers([optimizer], "eager")
+    optimizer.state.clear()
+    assert not tensors.current([optimizer])
+
+
+def test_a_gradient_that_comes_later_has_no_state() -> None:
+    optimizer = th.optim.Adam(parameters(), fused=True)
+    optimizers.step(optimizer, gradients(0))
+    with pytest.raises(RuntimeError, match="a parameter that it had not reached in the first step"):
+        TensorOptimizers([optimizer], "eager")(optimizer, [th.ones(3, 2), th.ones(2), th.ones(4)])
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
