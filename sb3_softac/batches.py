@@ -125,9 +125,7 @@ class BlockSampler:
 
     @staticmethod
     def can_sample(buffer: ReplayBuffer, vec_normalize: VecNormalize | None) -> bool:
-        """Whether ``buffer`` is SB3's plain one for a CPU or CUDA device, its observations are numbers and no images, and nothing
-        changes what it returns.
-        """
+        """Whether ``buffer`` is SB3's plain one, for a CPU or CUDA device, with floats that are no images, all unchanged."""
         space = buffer.observation_space
         return (
             type(buffer) is ReplayBuffer
