@@ -13,8 +13,13 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softac import SoftAC
+from sb3_softac.engine import missing_for_compilation
 
 OBS_DIM, ACTION_DIM = 4, 2
+MISSING = missing_for_compilation(th.device("cpu"))
+needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"compiling needs {MISSING}")
+#: values of `compile` for a test of what is learned
+BOTH_WAYS = [False, pytest.param(True, marks=needs_compiler)]
 SMALL: dict[str, Any] = {"net_arch": [16, 16]}
 
 

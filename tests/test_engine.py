@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_softac import SoftAC, engine
 from sb3_softac.acting import CapturedActor
-from sb3_softac.engine import Engine, missing_for_compilation
+from sb3_softac.engine import Engine
 from sb3_softac.temperature import make_temperature
 from tests import graph_standin
 from tests.graph_standin import GraphStandIn
@@ -27,11 +27,10 @@ from tests.helpers import (
     assert_same_parameters,
     fill_buffer,
     make_model,
+    needs_compiler,
     parameters_of,
 )
 
-MISSING = missing_for_compilation(th.device("cpu"))
-needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"compiling needs {MISSING}")
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
 
 

@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_softac import SoftAC
+from tests.helpers import BOTH_WAYS
 
 ALPHA, GAMMA = 0.5, 0.8
 Reward = Callable[[float], float]
@@ -39,7 +40,7 @@ class Chain(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
         return np.array([self.t], np.float32), reward, self.t == len(self.rewards), False, {}
 
 
-def trained(env: Chain, n_steps: int, value_network: bool) -> SoftAC:
+def trained(env: Chain, n_steps: int, value_network: bool, compile: bool = False) -> SoftAC:
     return SoftAC(
         "MlpPolicy",
         env,
@@ -52,6 +53,7 @@ def trained(env: Chain, n_steps: int, value_network: bool) -> SoftAC:
         value_network=value_network,
         seed=0,
         device="cpu",
+        compile=compile,
     ).learn(n_steps)
 
 
@@ -81,10 +83,11 @@ def test_a_constant_reward_drives_the_entropy_to_its_maximum(action_dim: int) ->
     assert entropy(model, 0) == pytest.approx(action_dim * math.log(2.0), abs=0.05 * action_dim)
 
 
+@pytest.mark.parametrize("compile", BOTH_WAYS)
 @pytest.mark.parametrize("value_network", [False, True])
-def test_two_steps(value_network: bool) -> None:
+def test_two_steps(value_network: bool, compile: bool) -> None:
     """Q(s0, a) = r + γ(r' + αH) with H = log 2, the entropy that the last step's constant reward leads to."""
-    model = trained(Chain(lambda _: 0.5, lambda _: 2.0), 3000, value_network)
+    model = trained(Chain(lambda _: 0.5, lambda _: 2.0), 3000, value_network, compile)
     expected = 0.5 + GAMMA * (2.0 + ALPHA * math.log(2.0))
     actions = th.linspace(-0.8, 0.8, 17).unsqueeze(1)
     th.testing.assert_close(q_of(model, 0, actions), th.full((17,), expected), atol=0.1, rtol=0.0)
@@ -95,9 +98,10 @@ def test_two_steps(value_network: bool) -> None:
             assert model.value_net(th.ones(1, 1)).item() == pytest.approx(2.0 + ALPHA * math.log(2.0), abs=0.1)
 
 
-def test_the_policy_of_a_bandit_has_the_temperature_of_its_reward() -> None:
+@pytest.mark.parametrize("compile", BOTH_WAYS)
+def test_the_policy_of_a_bandit_has_the_temperature_of_its_reward(compile: bool) -> None:
     """For r(a) = −5 a² and α = 0.5 the soft optimum is π(a) ∝ exp(−10 a²), a Gaussian of variance 1/20."""
-    model = trained(Chain(lambda a: -5.0 * a * a), 2500, value_network=False)
+    model = trained(Chain(lambda a: -5.0 * a * a), 2500, value_network=False, compile=compile)
     with th.no_grad():
         actions = model.actor.action_log_prob(th.zeros(20_000, 1))[0]
     assert actions.mean().item() == pytest.approx(0.0, abs=0.05)
