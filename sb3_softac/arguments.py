@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
 DEFAULT_LEARNING_RATE = 3e-4
 #: chosen by measurement, see docs/benchmarks.md
-DEFAULT_TARGET_ENTROPY_SCALE = 0.7
+DEFAULT_TARGET_ENTROPY_SCALE = 0.5
 
 
 def _refuse(name: str, value: object, allowed: str) -> NoReturn:
