@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 
-from sb3_softac import graphs, optimizers
+from sb3_softac import graphs, optimizers, products
 from sb3_softac.batches import Batch
 from sb3_softac.optimizers import Descend, TensorOptimizers
 from sb3_softac.policies import Actor, CategoricalActor
@@ -155,6 +155,8 @@ class CompiledStep:
             "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
             "size_asserts": False,
         }
+        if model.device.type == "cpu" and products.onednn_is_faster():
+            options["post_grad_custom_post_pass"] = products.large_products_pass()
         compiled = th.compile(own, fullgraph=True, dynamic=False, options=options)
         self.step: Step = lambda batch, noise: compiled(model, batch, turns, noise, descend)
         self.has_run = False

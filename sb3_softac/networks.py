@@ -7,6 +7,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_softac import products
+
 WeightInit = Literal["default", "orthogonal", "xavier"]
 #: which members of an ensemble are evaluated: indices (M,), a slice, or None for all
 Members = th.Tensor | slice | None
@@ -38,7 +40,7 @@ class StackedLinear(nn.Module):
         weight, bias = _choose(self.weight, members), _choose(self.bias, members)
         if weight.shape[2] == 1:  # batched matrix products are slow with a single column
             return (inputs * weight.transpose(1, 2)).sum(dim=2, keepdim=True) + bias
-        return th.baddbmm(bias, inputs, weight)
+        return products.baddbmm(bias, inputs, weight)
 
 
 class StackedLayerNorm(nn.Module):
