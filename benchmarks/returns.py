@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SoftAC dual": (SoftAC, {"ent_coef_update": "dual"}),
     "SoftAC log": (SoftAC, {"ent_coef_update": "log"}),
     "SoftAC value network": (SoftAC, {"value_network": True}),
-    **{f"SoftAC scale {scale}": (SoftAC, {"target_entropy_scale": scale}) for scale in (0.98, 0.89, 0.7, 0.5)},
+    **{f"SoftAC scale {scale}": (SoftAC, {"target_entropy_scale": scale}) for scale in (0.98, 0.89, 0.7, 0.5, 0.3)},
     "SB3 SAC": (SAC, {}),
     "SB3 DQN": (DQN, {}),
 }
