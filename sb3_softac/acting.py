@@ -1,7 +1,7 @@
 """Actions for the collection of experience, without the overhead of PyTorch and of ``predict`` for a few rows.
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are perceptrons on flat observations, and for
-these NumPy does the same on the memory of the same weights; on a GPU one captured graph does. Everything else acts through
+these a few calls on the memory of the same weights do the same; on a GPU one captured graph does. Everything else acts through
 ``predict``.
 """
 
@@ -31,9 +31,11 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Array], Array]] = {nn.ReLU: _relu, 
 
 
 def _linear(layer: Any, values: Array) -> Array:
-    """The layer on the memory that it has at this moment: training and loading write there."""
-    result: Array = values @ layer.weight.data.numpy().T
-    result += layer.bias.data.numpy()
+    """The layer on the memory that it has at this moment: training and loading write there.
+
+    The product is PyTorch's. NumPy's has threads of its own, and where both wait for work, each takes the other's processors.
+    """
+    result: Array = nn.functional.linear(th.from_numpy(values), layer.weight.data, layer.bias.data).numpy()
     return result
 
 
