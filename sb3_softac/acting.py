@@ -66,7 +66,8 @@ class DirectActor:
         :param observations: (n, ...)
         :return: (n, A) scaled to [−1, 1], or discrete actions (n,) counted from 0
         """
-        hidden = observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+        # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only.
+        hidden = np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C")
         for layer in self.layers:
             activation = ACTIVATIONS.get(type(layer))
             hidden = _linear(layer, hidden) if activation is None else activation(hidden)
@@ -124,7 +125,7 @@ class CapturedActor:
             self.addresses = graphs.Addresses(self.policy.actor.parameters())
             self.graph = graphs.CudaGraph(self._act, self.policy.device)
         # The last call ended with a copy to the host: nothing reads the staging any more.
-        self.staging.copy_(th.from_numpy(np.ascontiguousarray(observations)))
+        self.staging.copy_(th.from_numpy(np.array(observations, order="C")))  # a copy, as in `DirectActor`
         self.observations.copy_(self.staging, non_blocking=True)
         actions: Array = self.graph.replay().to("cpu", copy=True).numpy()
         return actions

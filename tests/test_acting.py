@@ -73,6 +73,23 @@ def test_the_actions_are_those_of_sb3s_way(case: str) -> None:
         model.train(5, batch_size=8)
 
 
+def test_observations_that_are_views_or_read_only() -> None:
+    """What a wrapper may return; a warning would fail the test."""
+    model = make_model(learning_starts=5, batch_size=8).learn(10)
+    actor = model._direct_actor
+    assert isinstance(actor, DirectActor)
+    plain = np.arange(4, dtype=np.float32).reshape(1, 4)
+    frozen, reversed_view = plain.copy(), plain[:, ::-1].copy()[:, ::-1]
+    frozen.flags.writeable = False
+    actions = []
+    for observations in (plain, frozen, reversed_view):
+        th.manual_seed(0)
+        actions.append(actor(observations))
+    np.testing.assert_array_equal(actions[0], actions[1])
+    np.testing.assert_array_equal(actions[0], actions[2])
+    np.testing.assert_array_equal(plain, [[0.0, 1.0, 2.0, 3.0]])
+
+
 def test_learning_calls_it_and_not_predict(monkeypatch: pytest.MonkeyPatch) -> None:
     model, original = make_model(learning_starts=10, batch_size=8), DirectActor.__call__
     calls: list[int] = []
