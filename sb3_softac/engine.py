@@ -19,6 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 
 from sb3_softac import graphs, optimizers, products
 from sb3_softac.batches import Batch
+from sb3_softac.memory import keep_freed_memory
 from sb3_softac.optimizers import Descend, TensorOptimizers
 from sb3_softac.policies import Actor, CategoricalActor
 
@@ -155,8 +156,11 @@ class CompiledStep:
             "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
             "size_asserts": False,
         }
-        if model.device.type == "cpu" and products.onednn_is_faster():
-            options["post_grad_custom_post_pass"] = products.large_products_pass()
+        if model.device.type == "cpu":
+            options["cpp_wrapper"] = True  # what starts the kernels is compiled, too
+            replacement = products.large_products_pass() if products.ONEDNN_IS_FASTER else None
+            if replacement is not None:
+                options["post_grad_custom_post_pass"] = replacement
         compiled = th.compile(own, fullgraph=True, dynamic=False, options=options)
         self.step: Step = lambda batch, noise: compiled(model, batch, turns, noise, descend)
         self.has_run = False
@@ -231,6 +235,8 @@ class Engine:
         :param planned: the number of gradient steps to come, or None if nobody knows
         :return: what was chosen and why, in words
         """
+        if model.device.type == "cpu":
+            keep_freed_memory()
         before = self.compiles, self.captures
         obstacle = why_only_eager(model) or (why_ask_first(model) if model.compile == "auto" else None)
         if model.compile is False:

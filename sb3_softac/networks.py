@@ -1,6 +1,8 @@
 """Building blocks of the networks: a batched ensemble of perceptrons, and initialisation."""
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch as th
@@ -40,7 +42,7 @@ class StackedLinear(nn.Module):
         weight, bias = _choose(self.weight, members), _choose(self.bias, members)
         if weight.shape[2] == 1:  # batched matrix products are slow with a single column
             return (inputs * weight.transpose(1, 2)).sum(dim=2, keepdim=True) + bias
-        return products.baddbmm(bias, inputs, weight)
+        return th.baddbmm(bias, inputs, weight)
 
 
 class StackedLayerNorm(nn.Module):
@@ -105,12 +107,66 @@ class StackedMLP(nn.Module):
         :return: (M, B, outputs)
         """
         n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
+        if products.gain(inputs, self._weights()) and not _has_hooks(self):
+            return self._one_by_one([inputs] * n_chosen, members)
         hidden = inputs.expand(n_chosen, *inputs.shape)
         for layer in self.hidden:
             stacked = isinstance(layer, StackedLinear | StackedLayerNorm)
             hidden = layer(hidden, members) if stacked else layer(hidden)
         output: th.Tensor = self.output(hidden, members)
         return output
+
+    def _weights(self) -> list[th.Tensor]:
+        return [layer.weight for layer in (*self.hidden, self.output) if isinstance(layer, StackedLinear)]
+
+    def _one_by_one(self, hidden: list[th.Tensor], members: Members) -> th.Tensor:
+        """The same, with the products of each member by itself: as a batch oneDNN does not take them."""
+        for layer, relu in _with_relus(self.hidden):
+            if isinstance(layer, StackedLinear):
+                hidden = products.linear(hidden, _choose(layer.weight, members), _choose(layer.bias, members), relu)
+            elif isinstance(layer, StackedLayerNorm):
+                scales, shifts = (_choose(p, members).squeeze(1).unbind() for p in (layer.weight, layer.bias))
+                triples = zip(hidden, scales, shifts, strict=True)
+                hidden = [F.layer_norm(values, scale.shape, scale, shift) for values, scale, shift in triples]
+            else:
+                hidden = [layer(values) for values in hidden]
+        outputs = products.linear(hidden, _choose(self.output.weight, members), _choose(self.output.bias, members))
+        return th.stack(outputs)
+
+
+def perceptron(layers: nn.Sequential, inputs: th.Tensor) -> th.Tensor:
+    """``layers(inputs)``, by faster products where there are any.
+
+    :param layers: linear layers and activations
+    :param inputs: (B, in)
+    :return: (B, out)
+    """
+    weights = [layer.weight for layer in layers if type(layer) is nn.Linear]
+    # In a compiled graph the products are replaced behind the scenes.
+    if th.compiler.is_compiling() or not products.gain(inputs, weights) or _has_hooks(layers):
+        return layers(inputs)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
+    for layer, relu in _with_relus(layers):
+        if isinstance(layer, nn.Linear) and products.gain(inputs, [layer.weight]):
+            (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
+        else:
+            inputs = layer(inputs).relu() if relu else layer(inputs)
+    return inputs
+
+
+def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
+    """The layers, each with whether a ReLU belongs to it: one that follows a linear layer does, and is left out."""
+    belongs = False
+    for layer, following in itertools.pairwise([*layers, None]):
+        assert layer is not None
+        if not belongs:
+            belongs = isinstance(layer, nn.Linear | StackedLinear) and type(following) is nn.ReLU
+            yield layer, belongs
+        else:
+            belongs = False
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in module.modules())
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:

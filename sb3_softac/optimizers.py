@@ -20,6 +20,17 @@ def parameters_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def gradients_of(loss: th.Tensor, optimizer: th.optim.Optimizer) -> list[th.Tensor | None]:
+    """Gradient of ``loss``, (), for each parameter of ``optimizer``, in memory as the parameter; None where there is none."""
+    parameters = parameters_of(optimizer)
+    gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+    # `backward()` sees to the strides, `grad` does not, and PyTorch's fused kernels take them for granted.
+    return [
+        gradient if gradient is None or gradient.stride() == parameter.stride() else th.empty_like(parameter).copy_(gradient)
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+
+
 def step(optimizer: th.optim.Optimizer, gradients: Sequence[th.Tensor | None]) -> None:
     """Let ``optimizer`` do its step with these gradients, one for each of its parameters."""
     for parameter, gradient in zip(parameters_of(optimizer), gradients, strict=True):
@@ -96,6 +107,9 @@ class _Group:
                 moments.append(state["exp_avg"])
                 squares.append(state["exp_avg_sq"])
                 counts.append(state["step"])
+        if self.mode == "compiled":
+            _compiled_adam(parameters, reached, moments, squares, counts, self.lr, **self.settings)
+            return
         adam(
             parameters,
             reached,
@@ -103,14 +117,51 @@ class _Group:
             squares,
             [],
             counts,
-            foreach=self.mode == "compiled",  # a compiler fuses the many kernels
-            fused=self.mode != "compiled",
-            capturable=self.mode != "eager",  # the counts stay tensors
+            fused=True,
+            capturable=self.mode == "captured",  # the counts stay tensors
             differentiable=False,
             has_complex=False,
             lr=self.rate if self.mode == "eager" else self.lr,
             **self.settings,
         )
+
+
+def _compiled_adam(
+    parameters: list[th.Tensor],
+    gradients: list[th.Tensor],
+    moments: list[th.Tensor],
+    squares: list[th.Tensor],
+    counts: list[th.Tensor],
+    lr: th.Tensor,
+    *,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    amsgrad: bool = False,
+    decoupled_weight_decay: bool = False,
+) -> None:
+    """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for a compiler.
+
+    From PyTorch's own one it makes a loop that computes the corrections of the biases anew for every few elements.
+    """
+    del amsgrad  # never
+    th._foreach_add_(counts, 1.0)
+    # Stacked, they are stored before the loops over the parameters begin.
+    rates = th.stack([lr / (1.0 - beta1**count) for count in counts]).unbind()
+    roots = th.stack([(1.0 - beta2**count).sqrt() for count in counts]).unbind()
+    for parameter, gradient, moment, square, rate, root in zip(
+        parameters, gradients, moments, squares, rates, roots, strict=True
+    ):
+        gradient = -gradient if maximize else gradient
+        if weight_decay and decoupled_weight_decay:
+            parameter.mul_(1.0 - lr * weight_decay)
+        elif weight_decay:
+            gradient = gradient + weight_decay * parameter
+        moment.lerp_(gradient, 1.0 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        parameter.sub_(rate * moment / (square.sqrt() / root + eps))
 
 
 class TensorOptimizers:

@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
 from sb3_softac.distributions import ActionProbabilities, SampledActions, SquashedGaussian, SquashedStateDependentNoise
-from sb3_softac.networks import Members, StackedMLP, WeightInit, initialise, scale_outputs
+from sb3_softac.networks import Members, StackedMLP, WeightInit, initialise, perceptron, scale_outputs
 
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
@@ -118,7 +118,7 @@ class Actor(sb3_policies.Actor):
         :param obs: (B, ...)
         :return: μ (B, A), log σ (B, A) or (A,), and the features (B, F) under ``"latent_sde"`` with gSDE
         """
-        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        latent = perceptron(self.latent_pi, self.extract_features(obs, self.features_extractor))
         mean_actions = self.mu(latent)
         if self.use_sde:
             return mean_actions, self.log_std, {"latent_sde": latent}
@@ -182,7 +182,7 @@ class CategoricalActor(BasePolicy):
 
     def log_probs(self, obs: PyTorchObs) -> th.Tensor:
         """log π(a|s) of every action, (B, |A|) for observations (B, ...)."""
-        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        latent = perceptron(self.latent_pi, self.extract_features(obs, self.features_extractor))
         return th.log_softmax(self.logits(latent), dim=1)
 
     def policy_at(self, obs: PyTorchObs, noise: None = None) -> ActionProbabilities:

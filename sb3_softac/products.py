@@ -1,24 +1,23 @@
 """Large matrix products by oneDNN, where that is faster than what PyTorch uses.
 
 PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
-do; oneDNN, a part of the same builds, reaches all of it. ``benchmarks/speed.py`` measures both.
+do; oneDNN, a part of the same builds, reaches all of it, and adds the bias and applies the ReLU on the way.
+``benchmarks/speed.py`` measures both.
 """
 
-import functools
 import os
 import platform
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch as th
 
-#: products with a smaller dimension gain nothing
-SMALLEST = 100
+#: products with fewer multiplications do not repay what a call of oneDNN costs
+LARGE = 1.5e6
 
 
-@functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this is an AMD processor with AVX-512, and PyTorch has oneDNN; ``SB3_SOFTAC_NO_ONEDNN=1`` says no."""
+def _onednn_is_faster() -> bool:
     has_onednn: Any = th.backends.mkldnn.is_available
     if os.environ.get("SB3_SOFTAC_NO_ONEDNN") or not has_onednn():
         return False
@@ -27,95 +26,158 @@ def onednn_is_faster() -> bool:
     return "AuthenticAMD" in vendor and th.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _mm(left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """(m, k) times (k, n)."""
-    # A linear layer without bias: its weight is the second factor, transposed.
-    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right.t(), None, "none", [], "")
-    return result
+#: whether this is an AMD processor with AVX-512, and PyTorch has oneDNN; ``SB3_SOFTAC_NO_ONEDNN=1`` says no
+ONEDNN_IS_FASTER = _onednn_is_faster()
 
 
-def _bmm(left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """(N, m, k) times (N, k, n)."""
-    result = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
-    for target, first, second in zip(result.unbind(), left.unbind(), right.unbind(), strict=True):
-        target.copy_(_mm(first, second))
-    return result
+def gain(inputs: th.Tensor, weights: Iterable[th.Tensor]) -> bool:
+    """Whether oneDNN makes a perceptron faster.
 
-
-# As operators of their own the products can stand in a compiled graph.
-_make_library: Any = th.library.Library  # torch ships it without annotations
-_LIBRARY = _make_library("sb3_softac", "DEF")
-_LIBRARY.define("mm(Tensor left, Tensor right) -> Tensor")
-_LIBRARY.define("bmm(Tensor left, Tensor right) -> Tensor")
-_LIBRARY.impl("mm", _mm, "CPU")
-_LIBRARY.impl("bmm", _bmm, "CPU")
-_LIBRARY.impl("mm", lambda left, right: left.new_empty(left.shape[0], right.shape[1]), "Meta")
-_LIBRARY.impl("bmm", lambda left, right: left.new_empty(*left.shape[:2], right.shape[2]), "Meta")
+    :param inputs: (B, in)
+    :param weights: of its layers, with two dimensions or with three, the first for the members of an ensemble
+    """
+    if inputs.dtype != th.float32 or inputs.device.type != "cpu" or not ONEDNN_IS_FASTER:
+        return False
+    return any(len(inputs) * weight.shape[-2] * weight.shape[-1] >= LARGE and weight.dtype == th.float32 for weight in weights)
 
 
 def _is_large(left: th.Tensor, right: th.Tensor) -> bool:
     return (
         left.dtype == right.dtype == th.float32
         and left.device.type == "cpu"
-        and min(left.shape[-2], left.shape[-1], right.shape[-1]) >= SMALLEST
+        and left.shape[0] * left.shape[1] * right.shape[1] >= LARGE
     )
 
 
-class _Product(th.autograd.Function):
-    """A batched product, with gradients of any order."""
+def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None, relu: bool) -> th.Tensor:
+    """left·right + bias, and its ReLU: (m, k), (k, n) and n numbers → (m, n)."""
+    # A linear layer: its weight is the second factor, transposed.
+    bias = bias if bias is None else bias.reshape(-1)
+    how = "relu" if relu else "none"
+    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right.t(), bias, how, [], "")
+    return result
+
+
+# In a compiled graph it is an operator of its own, so that the compiler's own ideas of PyTorch's do not apply.
+_make_library: Any = th.library.Library  # torch ships it without annotations
+_LIBRARY = _make_library("sb3_softac", "DEF")
+_LIBRARY.define("linear(Tensor left, Tensor right, Tensor? bias, bool relu) -> Tensor")
+_LIBRARY.impl("linear", lambda left, right, bias, relu: left.new_empty(left.shape[0], right.shape[1]), "Meta")
+
+
+def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
+    """(m, k) times (k, n). With gradients of its own, where somebody asks for them, the product is PyTorch's."""
+    return th.mm(left, right) if th.is_grad_enabled() or not _is_large(left, right) else _linear(left, right, None, relu=False)
+
+
+class _Layer(th.autograd.Function):
+    """One linear layer of every member of an ensemble, with its ReLU."""
 
     @staticmethod
-    def forward(ctx: Any, left: th.Tensor, right: th.Tensor) -> th.Tensor:
-        ctx.save_for_backward(left, right)
-        return _bmm(left, right)
+    def forward(ctx: Any, relu: bool, weight: th.Tensor, bias: th.Tensor, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
+        members = zip(inputs, weight.unbind(), bias.unbind(), strict=True)
+        outputs = tuple(_linear(values, weight_i, bias_i, relu) for values, weight_i, bias_i in members)
+        ctx.relu, ctx.n_members = relu, len(inputs)
+        ctx.save_for_backward(weight, *inputs, *(outputs if relu else ()))
+        return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None]:
-        left, right = ctx.saved_tensors
-        for_left, for_right = ctx.needs_input_grad
+    def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        inputs, outputs = saved[: ctx.n_members], saved[ctx.n_members :]
+        if ctx.relu:
+            grads = tuple(th.ops.aten.threshold_backward(grad, output, 0) for grad, output in zip(grads, outputs, strict=True))
+        # What requires a gradient is not always asked for: the actor loss does not move the critics' weights.
+        asked: Any = th._C._will_engine_execute_node
+        for_weight, for_bias, *for_inputs = [node is not None and asked(node) for node, _ in ctx.next_functions]
         return (
-            _product(grad, right.transpose(1, 2)) if for_left else None,
-            _product(left.transpose(1, 2), grad) if for_right else None,
+            None,
+            _weight_gradient(inputs, grads, transposed=not weight[0].is_contiguous()) if for_weight else None,
+            th.stack([grad.sum(dim=0, keepdim=True) for grad in grads]) if for_bias else None,
+            *(
+                _multiply(grad, weight_i.t()) if wanted else None
+                for grad, weight_i, wanted in zip(grads, weight.unbind(), for_inputs, strict=True)
+            ),
         )
 
 
-_product: Any = _Product.apply  # torch ships it without annotations
+def _weight_gradient(inputs: Sequence[th.Tensor], grads: Sequence[th.Tensor], transposed: bool) -> th.Tensor:
+    """xᵀg of every member, in memory as the weights, which may be transposed ones."""
+    pairs = zip(inputs, grads, strict=True)
+    if transposed:
+        return th.stack([_multiply(grad.t(), values) for values, grad in pairs]).transpose(1, 2)
+    return th.stack([_multiply(values.t(), grad) for values, grad in pairs])
 
 
-def baddbmm(bias: th.Tensor, left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """left·right + bias, batched: (N, m, k), (N, k, n) and (N, 1, n) → (N, m, n)."""
-    # In a compiled graph all products are replaced, see below. Otherwise two threads gain more from one call for all N.
-    if th.compiler.is_compiling() or th.get_num_threads() > 1 or not onednn_is_faster() or not _is_large(left, right):
-        return th.baddbmm(bias, left, right)
-    product: th.Tensor = _product(left, right)
-    return product + bias
+def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu: bool = False) -> list[th.Tensor]:
+    """One linear layer of every member of an ensemble, y_i = x_i W_i + b_i, or ReLU(y_i).
+
+    :param inputs: N tensors (B, in)
+    :param weight: (N, in, out)
+    :param bias: (N, 1, out)
+    :param relu: apply a ReLU
+    :return: N tensors (B, out)
+    """
+    if weight.shape[2] == 1:
+        members = zip(bias.unbind(), inputs, weight.unbind(), strict=True)
+        return [th.addmv(b.squeeze(1), values, w.squeeze(1)).unsqueeze(1) for b, values, w in members]
+    if th.compiler.is_compiling() or not _is_large(inputs[0], weight[0]):  # in a compiled graph they are replaced, see below
+        results = [th.addmm(*member) for member in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
+        return [result.relu() for result in results] if relu else results
+    # Of a view PyTorch knows during the backward pass whether its gradient is wanted, of a parameter itself it does not.
+    views = [tensor.view_as(tensor) if tensor.is_leaf else tensor for tensor in (weight, bias, *inputs)]
+    return list(_Layer.apply(relu, *views))  # type: ignore[no-untyped-call]  # torch ships it without annotations
 
 
 def replace_large_products(graph: th.fx.Graph) -> None:
     """Put oneDNN in the place of large products."""
     aten: Any = th.ops.aten
-    added = {aten.addmm.default, aten.baddbmm.default}
     for node in list(graph.nodes):
-        if node.target not in added | {aten.mm.default, aten.bmm.default} or node.kwargs:
+        if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
             continue
         left, right = node.args[-2:]
         if not _is_large(left.meta["val"], right.meta["val"]):
             continue
-        batched = left.meta["val"].ndim == 3
-        operator: Any = th.ops.sb3_softac.bmm.default if batched else th.ops.sb3_softac.mm.default
+        added = node.args[0] if node.target is aten.addmm.default else None
+        is_bias = added is not None and added.meta["val"].numel() == right.meta["val"].shape[1]
+        relu = is_bias and len(node.users) == 1 and next(iter(node.users)).target is aten.relu.default
+        replaced = next(iter(node.users)) if relu else node
         with graph.inserting_before(node):
-            product = graph.call_function(operator, (left, right))
+            bias = None
+            if added is not None and is_bias:
+                bias = graph.call_function(aten.view.default, (added, [-1]))
+                bias.meta["val"] = added.meta["val"].view(-1)
+            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, right, bias, relu))
             product.meta["val"] = node.meta["val"]
-            if node.target in added:
-                product = graph.call_function(aten.add.Tensor, (product, node.args[0]))
+            if added is not None and not is_bias:
+                product = graph.call_function(aten.add.Tensor, (product, added))
                 product.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(product)
-        graph.erase_node(node)
+        replaced.replace_all_uses_with(product)
+        graph.erase_node(replaced)
+        if relu:
+            graph.erase_node(node)
 
 
 def large_products_pass() -> Any:
-    """:func:`replace_large_products` as an option of ``torch.compile``."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass  # here: it loads the compiler
+    """:func:`replace_large_products` as an option of ``torch.compile``; None if this PyTorch does not take it."""
+    try:
+        from torch._inductor import ir, lowering  # here: they load the compiler
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+
+        fall_back: Any = lowering.fallback_handler
+        permute: Any = lowering.permute
+        register: Any = lowering.register_lowering
+    except (ImportError, AttributeError):
+        return None
+
+    call_onednn = fall_back(th.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)
+
+    @register(th.ops.sb3_softac.linear.default, type_promotion_kind=None)  # type: ignore[untyped-decorator]
+    def lower(left: Any, right: Any, bias: Any, relu: bool) -> Any:
+        # oneDNN takes the second factor as it lies in memory. It would copy a transposed first one, slowly: the loop that
+        # makes that factor can write it in order.
+        how = "relu" if relu else "none"
+        return call_onednn(ir.ExternKernel.require_contiguous(left), permute(right, [1, 0]), bias, how, [], "")
 
     class LargeProducts(CustomGraphPass):
         def __call__(self, graph: th.fx.Graph) -> None:
@@ -123,6 +185,6 @@ def large_products_pass() -> Any:
 
         def uuid(self) -> Any:
             """What tells this pass from another one in the compiler's cache."""
-            return f"sb3_softac.products {SMALLEST}".encode()
+            return f"sb3_softac.products.linear {LARGE}".encode()
 
     return LargeProducts()

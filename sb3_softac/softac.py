@@ -768,7 +768,7 @@ class SoftAC(OffPolicyAlgorithm):
 
         :return: norm of the gradient before clipping, ()
         """
-        gradients = th.autograd.grad(loss, optimizers.parameters_of(optimizer), allow_unused=True)
+        gradients = optimizers.gradients_of(loss, optimizer)
         norm, clipped = optimizers.clip(gradients, self.max_grad_norm)
         descend(optimizer, clipped)
         return norm

@@ -468,6 +468,8 @@ def test_one_update_of_the_ensembles(preset: str, actor: bool, monkeypatch: pyte
     monkeypatch.setattr(th, "randperm", permutation)
     batch, noises = one_update(model, monkeypatch)
     own.observe(batch, noises if actor else [noises[0], noises[0]])  # without the actor's turn, noise for s' alone
+    if masks and masks[0].ndim == 2:  # the members were evaluated one by one
+        masks = [th.stack(masks[i : i + 2]) for i in range(0, len(masks), 2)]
     own.masks = masks
     own.subset = subsets[0][:2].tolist() if preset == "redq" else [0, 1]
     assert len(masks) == (0 if preset == "redq" else 6 if actor else 4)

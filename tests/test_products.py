@@ -1,12 +1,15 @@
-"""Products by oneDNN against PyTorch's own, with their gradients; and that a compiled step uses them."""
+"""Products by oneDNN against PyTorch's own, with their gradients; and that networks and compiled steps use them."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch as th
+from torch import nn
 
 from sb3_softac import products
+from sb3_softac.networks import StackedMLP, perceptron
 from tests.helpers import fill_buffer, make_model, needs_compiler, parameters_of
 from tests.test_engine import assert_close, restart_generators
 
@@ -14,83 +17,173 @@ pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="n
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    before = th.get_num_threads()
-    th.set_num_threads(1)
-    yield
-    th.set_num_threads(before)
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
 
 
-@pytest.mark.parametrize("expanded", [False, True])
-@pytest.mark.parametrize("shape", [(2, 128, 120, 130), (3, 100, 256, 100), (1, 256, 300, 400)])
-def test_values_and_gradients_of_first_and_second_order(shape: tuple[int, int, int, int], expanded: bool) -> None:
-    """The first layer of an ensemble reads the same inputs for all members: its left factor is expanded."""
-    n, rows, inner, columns = shape
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the results that oneDNN computes."""
+    shapes: list[tuple[int, ...]] = []
+    by_onednn = products._linear
+
+    def watched(*args: Any, **kwargs: Any) -> th.Tensor:
+        result = by_onednn(*args, **kwargs)
+        shapes.append(tuple(result.shape))
+        return result
+
+    monkeypatch.setattr(products, "_linear", watched)
+    return shapes
+
+
+def assert_near(ours: th.Tensor, reference: th.Tensor) -> None:
+    th.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=1e-3 * reference.abs().max().item())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("transposed", [False, True], ids=["as stacked", "as nn.Linear"])
+@pytest.mark.parametrize(
+    ("n", "rows", "inner", "columns"), [(2, 128, 120, 130), (3, 200, 256, 100), (1, 256, 300, 400), (2, 256, 23, 256)]
+)
+def test_values_and_gradients_of_first_and_second_order(
+    n: int, rows: int, inner: int, columns: int, transposed: bool, relu: bool, calls: list[tuple[int, ...]]
+) -> None:
+    """The members have inputs of their own, or, with fewer columns, the same, as in the first layer of an ensemble."""
     th.manual_seed(0)
-    left = th.randn(rows, inner) if expanded else th.randn(n, rows, inner)
-    factors = [left, th.randn(n, inner, columns), th.randn(n, 1, columns)]
-    results = []
-    for dtype, product in ((th.float64, th.baddbmm), (th.float32, products.baddbmm)):
-        left, right, bias = leaves = [factor.to(dtype).requires_grad_() for factor in factors]
-        value = product(bias, left.expand(n, rows, inner) if expanded else left, right)
-        first = th.autograd.grad(value.tanh().sum(), leaves, create_graph=True)
+    shared = inner < columns
+    inputs = [th.randn(rows, inner) for _ in range(1 if shared else n)]
+    weight = th.randn(n, columns, inner).transpose(1, 2) if transposed else th.randn(n, inner, columns)
+    bias = th.randn(n, 1, columns)
+    results: list[list[th.Tensor]] = []
+    for dtype in (th.float64, th.float32):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (weight, bias, *inputs)]
+        members = leaves[2:] * (n if shared else 1)
+        if dtype == th.float64:
+            values = (th.stack(members) @ leaves[0] + leaves[1]).unbind()
+            values = tuple(value.relu() for value in values) if relu else values
+        else:
+            values = tuple(products.linear(members, leaves[0], leaves[1], relu))
+        first = th.autograd.grad(th.stack(values).tanh().sum(), leaves, create_graph=True)
+        plain = th.autograd.grad(th.stack(values).tanh().sum(), leaves, retain_graph=True)
         second = th.autograd.grad(th.stack([gradient.square().mean() for gradient in first]).sum(), leaves)
-        results.append([value, *first, *second])
+        results.append([*values, *first, *plain, *second])
     for ours, reference in zip(results[1], results[0], strict=True):
-        th.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=1e-3 * reference.abs().max().item())
+        assert_near(ours, reference)
+    assert len(calls) == 5 * n  # forward, and two in both backward passes that are not differentiated themselves
 
 
-def test_small_products_other_types_and_several_threads_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_product", lambda *_: pytest.fail("was called"))
+def test_only_gradients_that_are_asked_for_are_computed(calls: list[tuple[int, ...]]) -> None:
+    weight, bias = th.randn(2, 128, 256, requires_grad=True), th.randn(2, 1, 256, requires_grad=True)
+    inputs = th.randn(100, 128, requires_grad=True)
+    loss = th.stack(products.linear([inputs, inputs], weight, bias)).square().sum()
+    calls.clear()
+    th.autograd.grad(loss, [inputs], retain_graph=True)
+    assert calls == [(100, 128)] * 2
+    calls.clear()
+    th.autograd.grad(loss, [weight, bias], retain_graph=True)
+    assert calls == [(128, 256)] * 2
+    calls.clear()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without annotations
+    assert len(calls) == 4
+    assert inputs.grad is not None
+    assert weight.grad is not None
 
-    def multiply(size: int, dtype: th.dtype = th.float32) -> None:
-        left, right, bias = th.randn(2, 256, size).to(dtype), th.randn(2, size, 256).to(dtype), th.randn(2, 1, 256).to(dtype)
-        assert th.equal(products.baddbmm(bias, left, right), th.baddbmm(bias, left, right))
 
-    multiply(products.SMALLEST - 1)
-    multiply(256, th.float64)
-    th.set_num_threads(2)
-    multiply(256)
-    th.set_num_threads(1)
-    with pytest.raises(pytest.fail.Exception):
-        multiply(256)
+@pytest.mark.parametrize("kwargs", [{}, {"activation_fn": nn.Tanh}, {"layer_norm": True}, {"n_outputs": 5}])
+@pytest.mark.parametrize("members", [None, slice(0, 1), th.tensor([2, 0])], ids=["all", "slice", "indices"])
+def test_an_ensemble_computes_the_same(kwargs: dict[str, Any], members: Any, calls: list[tuple[int, ...]]) -> None:
+    th.manual_seed(0)
+    network = StackedMLP(3, 23, [128, 128], **{"activation_fn": nn.ReLU, **kwargs})
+    inputs = th.randn(200, 23, requires_grad=True)
+    reference = StackedMLP(3, 23, [128, 128], **{"activation_fn": nn.ReLU, **kwargs}).double()
+    reference.load_state_dict(network.state_dict())
+    wide = inputs.detach().double().requires_grad_()
+    ours, theirs = network(inputs, members), reference(wide, members)
+    assert len(calls) == len(ours)  # the second layer is large
+    assert_near(ours, theirs)
+    leaves, references = [inputs, *network.parameters()], [wide, *reference.parameters()]
+    for left, right in zip(th.autograd.grad(ours.sum(), leaves), th.autograd.grad(theirs.sum(), references), strict=True):
+        assert_near(left, right)
+
+
+def test_an_ensemble_with_dropout_drops_as_much(calls: list[tuple[int, ...]]) -> None:
+    network = StackedMLP(2, 128, [256], nn.ReLU, dropout_rate=0.3)
+    network.output.weight.data.fill_(1.0)
+    network.output.bias.data.zero_()
+    inputs = th.randn(2000, 128)
+    values = network(inputs)
+    assert calls
+    network.eval()
+    assert not th.equal(values, network(inputs))
+    assert values.mean().item() == pytest.approx(network(inputs).mean().item(), rel=0.02)
+    assert not th.equal(values[0], values[1])
+
+
+@pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Tanh])
+def test_a_perceptron_computes_the_same(activation_fn: type[nn.Module], calls: list[tuple[int, ...]]) -> None:
+    th.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(23, 128), activation_fn(), nn.Linear(128, 256), activation_fn())
+    inputs = th.randn(100, 23, requires_grad=True)
+    leaves = [inputs, *layers.parameters()]
+    ours, theirs = perceptron(layers, inputs), layers(inputs)
+    assert len(calls) == 1
+    th.testing.assert_close(ours, theirs)
+    for left, right in zip(th.autograd.grad(ours.sum(), leaves), th.autograd.grad(theirs.sum(), leaves), strict=True):
+        th.testing.assert_close(left, right, rtol=1e-4, atol=1e-4)
+        assert left.stride() == right.stride()
+
+
+def test_small_products_other_types_and_hooks_are_left_to_pytorch(calls: list[tuple[int, ...]]) -> None:
+    network, inputs = StackedMLP(2, 128, [256], nn.ReLU), th.randn(100, 128)
+    network(inputs[:40])
+    network.double()(inputs.double())
+    network.float()
+    seen: list[th.Tensor] = []
+    handle = network.hidden[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    network(inputs)
+    assert not calls
+    assert len(seen) == 1
+    handle.remove()
+    network(inputs)
+    assert calls
 
 
 @needs_compiler
-@pytest.mark.parametrize("kwargs", [{}, {"value_network": True, "actor_q": "mean"}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"value_network": True, "actor_q": "mean"},
+        {"policy_kwargs": {"net_arch": [128, 128], "layer_norm": True, "dropout_rate": 0.01, "n_critics": 3}},
+    ],
+)
 def test_a_compiled_step_uses_them(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """The same training as line by line without them; ten large products and more in each step."""
+    """The same training as line by line; ten large products and more in each step, most with their ReLU."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cached graph would not be looked through again
-    counts: list[int] = []
+    counts: list[tuple[int, int]] = []
     replace = products.replace_large_products
 
     def count(graph: th.fx.Graph) -> None:
         replace(graph)
-        names = [str(node.target) for node in graph.nodes]
-        counts.append(sum(name.startswith("sb3_softac.") for name in names))
+        found = [node for node in graph.nodes if str(node.target).startswith("sb3_softac.")]
+        counts.append((len(found), sum(node.args[3] for node in found)))
 
     monkeypatch.setattr(products, "replace_large_products", count)
     arguments: dict[str, Any] = {"policy_kwargs": {"net_arch": [128, 128]}, **kwargs}
-    models = [make_model(compile=True, **arguments)]
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
-    models.append(make_model(compile=False, **arguments))
-    for model, faster in zip(models, (True, False), strict=True):
-        monkeypatch.setattr(products, "onednn_is_faster", lambda faster=faster: faster)
+    models = [make_model(compile=compile, **arguments) for compile in (True, False)]
+    for model in models:
         fill_buffer(model)
         restart_generators()
         model.train(10, batch_size=128)
     assert models[0]._engine.compiles
-    assert counts == [counts[0]]
-    assert counts[0] >= 10
+    assert len(counts) == 1
+    assert counts[0][0] >= 10
+    assert counts[0][1] >= 2
     assert_close(models[0], models[1])
     assert any(not th.equal(left, right) for (_, left), (_, right) in zip(*map(parameters_of, models), strict=True))
 
 
-def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert isinstance(products.onednn_is_faster(), bool)
-    products.onednn_is_faster.cache_clear()
-    monkeypatch.setenv("SB3_SOFTAC_NO_ONEDNN", "1")
-    assert not products.onednn_is_faster()
-    products.onednn_is_faster.cache_clear()
+def test_it_can_be_switched_off() -> None:
+    program = "import os; os.environ['SB3_SOFTAC_NO_ONEDNN'] = '1'; from sb3_softac import products; "
+    program += "assert products.ONEDNN_IS_FASTER is False"
+    subprocess.run([sys.executable, "-c", program], check=True)
