@@ -23,19 +23,13 @@ from sb3_softac.policies import Actor, CategoricalActor, CnnPolicy, MultiInputPo
 Array = npt.NDArray[Any]
 
 
-def _relu(values: Array) -> Array:
-    return np.maximum(values, 0.0, out=values)
+ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
 
 
-ACTIVATIONS: dict[type[nn.Module], Callable[[Array], Array]] = {nn.ReLU: _relu, nn.Tanh: np.tanh}
-
-
-def _linear(layer: Any, values: Array) -> Array:
-    """The layer on the memory that it has at this moment: training and loading write there.
-
-    The product is PyTorch's. NumPy's has threads of its own, and where both wait for work, each takes the other's processors.
-    """
-    result: Array = nn.functional.linear(th.from_numpy(values), layer.weight.data, layer.bias.data).numpy()
+def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
+    """The layer with the weights that it has at this moment, without what calling a module costs."""
+    own = layer._parameters
+    result: th.Tensor = nn.functional.linear(values, own["weight"], own["bias"])
     return result
 
 
@@ -66,26 +60,28 @@ class DirectActor:
         :param observations: (n, ...)
         :return: (n, A) scaled to [−1, 1], or discrete actions (n,) counted from 0
         """
-        # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only.
-        hidden = np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C")
-        for layer in self.layers:
-            activation = ACTIVATIONS.get(type(layer))
-            hidden = _linear(layer, hidden) if activation is None else activation(hidden)
-        if isinstance(self.actor, CategoricalActor):
-            logits = _linear(self.actor.logits, hidden)
-            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-            return th.multinomial(th.from_numpy(weights), 1).squeeze(1).numpy()
-        mean = _linear(self.actor.mu, hidden)
-        noise = th.randn(mean.shape).numpy()
-        return np.tanh(mean + np.exp(self._log_std(hidden)) * noise)  # type: ignore[no-any-return]  # NumPy's own
+        # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only. NumPy does no product: its threads
+        # and PyTorch's would take each other's processors while they wait for work.
+        hidden = th.from_numpy(np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C"))
+        with th.no_grad():
+            for layer in self.layers:
+                activation = ACTIVATIONS.get(type(layer))
+                hidden = _linear(layer, hidden) if activation is None else activation(hidden)
+            if isinstance(self.actor, CategoricalActor):
+                probabilities = th.softmax(_linear(self.actor.logits, hidden), dim=1)
+                return th.multinomial(probabilities, 1).squeeze(1).numpy()
+            mean = _linear(self.actor.mu, hidden)
+            noise = th.randn(mean.shape)
+            return noise.mul_(self._log_std(hidden).exp()).add_(mean).tanh_().numpy()
 
-    def _log_std(self, hidden: Array) -> Array:
+    def _log_std(self, hidden: th.Tensor) -> th.Tensor:
         actor = self.actor
-        raw = actor.log_std.data.numpy() if actor.log_std_mode == "free" else _linear(actor.log_std, hidden)
+        raw: th.Tensor = actor.log_std if actor.log_std_mode == "free" else _linear(actor.log_std, hidden)
         low, high = actor.log_std_bounds
         if actor.log_std_bounding == "tanh":
-            return low + 0.5 * (high - low) * (1.0 + np.tanh(raw))  # type: ignore[no-any-return]  # NumPy's own
-        return np.clip(raw, low, high)
+            bounded: th.Tensor = low + 0.5 * (high - low) * (1.0 + th.tanh(raw))
+            return bounded
+        return raw.clamp(low, high)
 
 
 class CapturedActor:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch as th
@@ -98,6 +98,7 @@ class StackedMLP(nn.Module):
             self.hidden.append(activation_fn())
             in_features = units
         self.output = StackedLinear(n_members, in_features, n_outputs)
+        self.largest_layer = _largest_layer(self)
 
     def forward(self, inputs: th.Tensor, members: Members = None) -> th.Tensor:
         """Evaluate the chosen members on the same inputs.
@@ -107,7 +108,7 @@ class StackedMLP(nn.Module):
         :return: (M, B, outputs)
         """
         n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
-        if products.gain(inputs, self._weights()) and not _has_hooks(self):
+        if products.gain(inputs, self.largest_layer) and not _has_hooks(self):
             return self._one_by_one([inputs] * n_chosen, members)
         hidden = inputs.expand(n_chosen, *inputs.shape)
         for layer in self.hidden:
@@ -116,10 +117,7 @@ class StackedMLP(nn.Module):
         output: th.Tensor = self.output(hidden, members)
         return output
 
-    def _weights(self) -> list[th.Tensor]:
-        return [layer.weight for layer in (*self.hidden, self.output) if isinstance(layer, StackedLinear)]
-
-    def _one_by_one(self, hidden: list[th.Tensor], members: Members) -> th.Tensor:
+    def _one_by_one(self, hidden: Sequence[th.Tensor], members: Members) -> th.Tensor:
         """The same, with the products of each member by itself: as a batch oneDNN does not take them."""
         for layer, relu in _with_relus(self.hidden):
             if isinstance(layer, StackedLinear):
@@ -130,27 +128,36 @@ class StackedMLP(nn.Module):
                 hidden = [F.layer_norm(values, scale.shape, scale, shift) for values, scale, shift in triples]
             else:
                 hidden = [layer(values) for values in hidden]
-        outputs = products.linear(hidden, _choose(self.output.weight, members), _choose(self.output.bias, members))
-        return th.stack(outputs)
+        weight, bias = _choose(self.output.weight, members), _choose(self.output.bias, members)
+        if weight.shape[2] == 1:
+            columns = [th.mv(values, column) for values, column in zip(hidden, weight.squeeze(2).unbind(), strict=True)]
+            return (th.stack(columns) + bias.squeeze(2)).unsqueeze(2)
+        return th.stack(tuple(products.linear(hidden, weight, bias)))
 
 
-def perceptron(layers: nn.Sequential, inputs: th.Tensor) -> th.Tensor:
-    """``layers(inputs)``, by faster products where there are any.
+class Perceptron(nn.Sequential):
+    """``torch.nn.Sequential`` of linear layers and activations, by faster products where there are any."""
 
-    :param layers: linear layers and activations
-    :param inputs: (B, in)
-    :return: (B, out)
-    """
-    weights = [layer.weight for layer in layers if type(layer) is nn.Linear]
-    # In a compiled graph the products are replaced behind the scenes.
-    if th.compiler.is_compiling() or not products.gain(inputs, weights) or _has_hooks(layers):
-        return layers(inputs)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
-    for layer, relu in _with_relus(layers):
-        if isinstance(layer, nn.Linear) and products.gain(inputs, [layer.weight]):
-            (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
-        else:
-            inputs = layer(inputs).relu() if relu else layer(inputs)
-    return inputs
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.largest_layer = _largest_layer(self)
+
+    def forward(self, inputs: th.Tensor) -> th.Tensor:
+        """(B, in) → (B, out)."""
+        # In a compiled graph the products are replaced behind the scenes.
+        if th.compiler.is_compiling() or not products.gain(inputs, self.largest_layer) or _has_hooks(self):
+            return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]  # torch ships it without
+        for layer, relu in _with_relus(self):
+            if isinstance(layer, nn.Linear) and products.gain(inputs, layer.weight.numel()):
+                (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
+            else:
+                inputs = layer(inputs).relu() if relu else layer(inputs)
+        return inputs
+
+
+def _largest_layer(module: nn.Module) -> int:
+    """Most weights of a linear layer, of one member."""
+    return max((layer.weight.shape[-2] * layer.weight.shape[-1] for layer in _linear_layers(module)), default=0)
 
 
 def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]:
@@ -166,7 +173,9 @@ def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in module.modules())
+    # Two levels hold all layers that would not be called; a look at all modules costs more than a product.
+    below = [part for child in module.children() for part in (child, *child.children())]
+    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in below)
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
 from sb3_softac.distributions import ActionProbabilities, SampledActions, SquashedGaussian, SquashedStateDependentNoise
-from sb3_softac.networks import Members, StackedMLP, WeightInit, initialise, perceptron, scale_outputs
+from sb3_softac.networks import Members, Perceptron, StackedMLP, WeightInit, initialise, scale_outputs
 
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
@@ -74,6 +74,7 @@ class Actor(sb3_policies.Actor):
         self.log_std_bounds = log_std_bounds
         self.log_std_bounding = log_std_bounding
         self.init_kwargs = {"log_std_init": log_std_init, "weight_init": weight_init, "final_init_scale": final_init_scale}
+        self.latent_pi = Perceptron(*self.latent_pi)
         heads: list[nn.Module] = [self.mu] if self.use_sde else [self.mu, self.log_std]
         _initialise_network(self.latent_pi, heads, self.activation_fn, weight_init, final_init_scale)
         action_dim = get_action_dim(self.action_space)
@@ -118,7 +119,7 @@ class Actor(sb3_policies.Actor):
         :param obs: (B, ...)
         :return: μ (B, A), log σ (B, A) or (A,), and the features (B, F) under ``"latent_sde"`` with gSDE
         """
-        latent = perceptron(self.latent_pi, self.extract_features(obs, self.features_extractor))
+        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
         mean_actions = self.mu(latent)
         if self.use_sde:
             return mean_actions, self.log_std, {"latent_sde": latent}
@@ -176,13 +177,13 @@ class CategoricalActor(BasePolicy):
         super().__init__(
             observation_space, action_space, features_extractor=features_extractor, normalize_images=normalize_images
         )
-        self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.latent_pi = Perceptron(*create_mlp(features_dim, -1, net_arch, activation_fn))
         self.logits = nn.Linear(net_arch[-1] if net_arch else features_dim, int(action_space.n))
         _initialise_network(self.latent_pi, [self.logits], activation_fn, weight_init, final_init_scale)
 
     def log_probs(self, obs: PyTorchObs) -> th.Tensor:
         """log π(a|s) of every action, (B, |A|) for observations (B, ...)."""
-        latent = perceptron(self.latent_pi, self.extract_features(obs, self.features_extractor))
+        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
         return th.log_softmax(self.logits(latent), dim=1)
 
     def policy_at(self, obs: PyTorchObs, noise: None = None) -> ActionProbabilities:
@@ -500,9 +501,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch batch normalisation and dropout of actor, critics and value network; targets stay as they are."""
-        super().set_training_mode(mode)
-        if self.value_net is not None:
-            self.value_net.set_training_mode(mode)
+        for network in (self.actor, self.critic, self.value_net):
+            if network is not None and network.training != mode:  # it is asked for in each step of an environment
+                network.set_training_mode(mode)
+        self.training = mode
 
 
 MlpPolicy = SoftACPolicy

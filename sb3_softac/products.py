@@ -7,7 +7,7 @@ do; oneDNN, a part of the same builds, reaches all of it, and adds the bias and 
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +30,24 @@ def _onednn_is_faster() -> bool:
 ONEDNN_IS_FASTER = _onednn_is_faster()
 
 
-def gain(inputs: th.Tensor, weights: Iterable[th.Tensor]) -> bool:
-    """Whether oneDNN makes a perceptron faster.
+def gain(inputs: th.Tensor, weights: int) -> bool:
+    """Whether oneDNN multiplies ``inputs`` faster.
 
     :param inputs: (B, in)
-    :param weights: of its layers, with two dimensions or with three, the first for the members of an ensemble
+    :param weights: number of weights of the layer, in·out
     """
-    if inputs.dtype != th.float32 or inputs.device.type != "cpu" or not ONEDNN_IS_FASTER:
-        return False
-    return any(len(inputs) * weight.shape[-2] * weight.shape[-1] >= LARGE and weight.dtype == th.float32 for weight in weights)
+    return ONEDNN_IS_FASTER and len(inputs) * weights >= LARGE and inputs.dtype == th.float32 and inputs.device.type == "cpu"
 
 
-def _is_large(left: th.Tensor, right: th.Tensor) -> bool:
-    return (
-        left.dtype == right.dtype == th.float32
-        and left.device.type == "cpu"
-        and left.shape[0] * left.shape[1] * right.shape[1] >= LARGE
-    )
+def _is_large(left: th.Tensor, columns: int) -> bool:
+    """Whether (m, k) times (k, columns) is better off with oneDNN."""
+    return left.dtype == th.float32 and left.device.type == "cpu" and left.shape[0] * left.shape[1] * columns >= LARGE
 
 
-def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None, relu: bool) -> th.Tensor:
-    """left·right + bias, and its ReLU: (m, k), (k, n) and n numbers → (m, n)."""
-    # A linear layer: its weight is the second factor, transposed.
-    bias = bias if bias is None else bias.reshape(-1)
+def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None, relu: bool = False) -> th.Tensor:
+    """left·rightᵀ + bias, and its ReLU: (m, k), (n, k) and (n,) → (m, n)."""
     how = "relu" if relu else "none"
-    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right.t(), bias, how, [], "")
+    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right, bias, how, [], "")
     return result
 
 
@@ -62,12 +55,13 @@ def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None, relu: boo
 _make_library: Any = th.library.Library  # torch ships it without annotations
 _LIBRARY = _make_library("sb3_softac", "DEF")
 _LIBRARY.define("linear(Tensor left, Tensor right, Tensor? bias, bool relu) -> Tensor")
-_LIBRARY.impl("linear", lambda left, right, bias, relu: left.new_empty(left.shape[0], right.shape[1]), "Meta")
+_LIBRARY.impl("linear", lambda left, right, bias, relu: left.new_empty(left.shape[0], right.shape[0]), "Meta")
 
 
 def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """(m, k) times (k, n). With gradients of its own, where somebody asks for them, the product is PyTorch's."""
-    return th.mm(left, right) if th.is_grad_enabled() or not _is_large(left, right) else _linear(left, right, None, relu=False)
+    """left·rightᵀ, (m, k) and (n, k) → (m, n). Where its own gradients are asked for, the product is PyTorch's."""
+    ours = not th.is_grad_enabled() and _is_large(left, right.shape[0])
+    return _linear(left, right) if ours else th.mm(left, right.t())
 
 
 class _Layer(th.autograd.Function):
@@ -75,8 +69,7 @@ class _Layer(th.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, relu: bool, weight: th.Tensor, bias: th.Tensor, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
-        members = zip(inputs, weight.unbind(), bias.unbind(), strict=True)
-        outputs = tuple(_linear(values, weight_i, bias_i, relu) for values, weight_i, bias_i in members)
+        outputs = _forward(relu, weight, bias, inputs)
         ctx.relu, ctx.n_members = relu, len(inputs)
         ctx.save_for_backward(weight, *inputs, *(outputs if relu else ()))
         return outputs
@@ -90,26 +83,32 @@ class _Layer(th.autograd.Function):
         # What requires a gradient is not always asked for: the actor loss does not move the critics' weights.
         asked: Any = th._C._will_engine_execute_node
         for_weight, for_bias, *for_inputs = [node is not None and asked(node) for node, _ in ctx.next_functions]
+        weights = weight.unbind() if any(for_inputs) else [weight] * len(grads)
         return (
             None,
-            _weight_gradient(inputs, grads, transposed=not weight[0].is_contiguous()) if for_weight else None,
+            _weight_gradient(inputs, grads, transposed=weight.stride(1) == 1) if for_weight else None,
             th.stack([grad.sum(dim=0, keepdim=True) for grad in grads]) if for_bias else None,
             *(
-                _multiply(grad, weight_i.t()) if wanted else None
-                for grad, weight_i, wanted in zip(grads, weight.unbind(), for_inputs, strict=True)
+                _multiply(grad, weight_i) if wanted else None
+                for grad, weight_i, wanted in zip(grads, weights, for_inputs, strict=True)
             ),
         )
 
 
+def _forward(relu: bool, weight: th.Tensor, bias: th.Tensor, inputs: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
+    members = zip(inputs, weight.transpose(1, 2).unbind(), bias.squeeze(1).unbind(), strict=True)
+    return tuple(_linear(values, weight_i, bias_i, relu) for values, weight_i, bias_i in members)
+
+
 def _weight_gradient(inputs: Sequence[th.Tensor], grads: Sequence[th.Tensor], transposed: bool) -> th.Tensor:
     """xᵀg of every member, in memory as the weights, which may be transposed ones."""
-    pairs = zip(inputs, grads, strict=True)
+    pairs = [(values.t(), grad.t()) for values, grad in zip(inputs, grads, strict=True)]
     if transposed:
-        return th.stack([_multiply(grad.t(), values) for values, grad in pairs]).transpose(1, 2)
-    return th.stack([_multiply(values.t(), grad) for values, grad in pairs])
+        return th.stack([_multiply(grad, values) for values, grad in pairs]).transpose(1, 2)
+    return th.stack([_multiply(values, grad) for values, grad in pairs])
 
 
-def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu: bool = False) -> list[th.Tensor]:
+def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu: bool = False) -> Sequence[th.Tensor]:
     """One linear layer of every member of an ensemble, y_i = x_i W_i + b_i, or ReLU(y_i).
 
     :param inputs: N tensors (B, in)
@@ -118,15 +117,15 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
     :param relu: apply a ReLU
     :return: N tensors (B, out)
     """
-    if weight.shape[2] == 1:
-        members = zip(bias.unbind(), inputs, weight.unbind(), strict=True)
-        return [th.addmv(b.squeeze(1), values, w.squeeze(1)).unsqueeze(1) for b, values, w in members]
-    if th.compiler.is_compiling() or not _is_large(inputs[0], weight[0]):  # in a compiled graph they are replaced, see below
+    if th.compiler.is_compiling() or not _is_large(inputs[0], weight.shape[2]):  # in a compiled graph they are replaced later
         results = [th.addmm(*member) for member in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
         return [result.relu() for result in results] if relu else results
+    if not th.is_grad_enabled():
+        return _forward(relu, weight, bias, inputs)
     # Of a view PyTorch knows during the backward pass whether its gradient is wanted, of a parameter itself it does not.
     views = [tensor.view_as(tensor) if tensor.is_leaf else tensor for tensor in (weight, bias, *inputs)]
-    return list(_Layer.apply(relu, *views))  # type: ignore[no-untyped-call]  # torch ships it without annotations
+    outputs: Any = _Layer.apply(relu, *views)  # type: ignore[no-untyped-call]  # torch ships it without annotations
+    return outputs  # type: ignore[no-any-return]
 
 
 def replace_large_products(graph: th.fx.Graph) -> None:
@@ -136,7 +135,7 @@ def replace_large_products(graph: th.fx.Graph) -> None:
         if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
             continue
         left, right = node.args[-2:]
-        if not _is_large(left.meta["val"], right.meta["val"]):
+        if not _is_large(left.meta["val"], right.meta["val"].shape[1]):
             continue
         added = node.args[0] if node.target is aten.addmm.default else None
         is_bias = added is not None and added.meta["val"].numel() == right.meta["val"].shape[1]
@@ -147,7 +146,9 @@ def replace_large_products(graph: th.fx.Graph) -> None:
             if added is not None and is_bias:
                 bias = graph.call_function(aten.view.default, (added, [-1]))
                 bias.meta["val"] = added.meta["val"].view(-1)
-            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, right, bias, relu))
+            transposed = graph.call_function(aten.permute.default, (right, [1, 0]))
+            transposed.meta["val"] = right.meta["val"].t()
+            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, transposed, bias, relu))
             product.meta["val"] = node.meta["val"]
             if added is not None and not is_bias:
                 product = graph.call_function(aten.add.Tensor, (product, added))
@@ -165,7 +166,6 @@ def large_products_pass() -> Any:
         from torch._inductor.custom_graph_pass import CustomGraphPass
 
         fall_back: Any = lowering.fallback_handler
-        permute: Any = lowering.permute
         register: Any = lowering.register_lowering
     except (ImportError, AttributeError):
         return None
@@ -177,7 +177,7 @@ def large_products_pass() -> Any:
         # oneDNN takes the second factor as it lies in memory. It would copy a transposed first one, slowly: the loop that
         # makes that factor can write it in order.
         how = "relu" if relu else "none"
-        return call_onednn(ir.ExternKernel.require_contiguous(left), permute(right, [1, 0]), bias, how, [], "")
+        return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, how, [], "")
 
     class LargeProducts(CustomGraphPass):
         def __call__(self, graph: th.fx.Graph) -> None:
@@ -185,6 +185,6 @@ def large_products_pass() -> Any:
 
         def uuid(self) -> Any:
             """What tells this pass from another one in the compiler's cache."""
-            return f"sb3_softac.products.linear {LARGE}".encode()
+            return f"sb3_softac.linear {LARGE}".encode()
 
     return LargeProducts()

@@ -69,6 +69,7 @@ Rate = float | str | Schedule
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
 
 FIRST_CRITIC = slice(0, 1)
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 #: the methods that compute a gradient step
 STEP = (
     *("_update", "_bellman_target", "_target_reduction", "_update_value_network", "_update_critics", "_update_actor"),
@@ -538,7 +539,7 @@ class SoftAC(OffPolicyAlgorithm):
                 self._refuse_non_finite(f"{cause} {key!r}", part)
             return
         values = np.asarray(values)  # a terminal observation is whatever the environment returned
-        if not np.issubdtype(values.dtype, np.floating):
+        if values.dtype.kind != "f" or (np.abs(values) <= LARGEST_FLOAT32).all():
             return
         with np.errstate(over="ignore"):
             finite = np.isfinite(values.astype(np.float32, copy=False))  # as the networks will see them
@@ -590,8 +591,7 @@ class SoftAC(OffPolicyAlgorithm):
         :param batch_size: transitions per gradient step
         :raises ValueError: the training has diverged
         """
-        if not (self.policy.training and self.actor.training and self.critic.training):
-            self.policy.set_training_mode(True)
+        self.policy.set_training_mode(True)
         if not self._engine.decided:
             way = self._engine.decide(self, self._planned_gradient_steps())
             if self.verbose >= 1:

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_softac import products
-from sb3_softac.networks import StackedMLP, perceptron
+from sb3_softac.networks import Perceptron, StackedMLP
 from tests.helpers import fill_buffer, make_model, needs_compiler, parameters_of
 from tests.test_engine import assert_close, restart_generators
 
@@ -63,8 +63,9 @@ def test_values_and_gradients_of_first_and_second_order(
             values = tuple(value.relu() for value in values) if relu else values
         else:
             values = tuple(products.linear(members, leaves[0], leaves[1], relu))
-        first = th.autograd.grad(th.stack(values).tanh().sum(), leaves, create_graph=True)
-        plain = th.autograd.grad(th.stack(values).tanh().sum(), leaves, retain_graph=True)
+        stacked = th.stack(tuple(values))
+        first = th.autograd.grad(stacked.tanh().sum(), leaves, create_graph=True)
+        plain = th.autograd.grad(stacked.tanh().sum(), leaves, retain_graph=True)
         second = th.autograd.grad(th.stack([gradient.square().mean() for gradient in first]).sum(), leaves)
         results.append([*values, *first, *plain, *second])
     for ours, reference in zip(results[1], results[0], strict=True):
@@ -75,7 +76,7 @@ def test_values_and_gradients_of_first_and_second_order(
 def test_only_gradients_that_are_asked_for_are_computed(calls: list[tuple[int, ...]]) -> None:
     weight, bias = th.randn(2, 128, 256, requires_grad=True), th.randn(2, 1, 256, requires_grad=True)
     inputs = th.randn(100, 128, requires_grad=True)
-    loss = th.stack(products.linear([inputs, inputs], weight, bias)).square().sum()
+    loss = th.stack(tuple(products.linear([inputs, inputs], weight, bias))).square().sum()
     calls.clear()
     th.autograd.grad(loss, [inputs], retain_graph=True)
     assert calls == [(100, 128)] * 2
@@ -122,10 +123,10 @@ def test_an_ensemble_with_dropout_drops_as_much(calls: list[tuple[int, ...]]) ->
 @pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Tanh])
 def test_a_perceptron_computes_the_same(activation_fn: type[nn.Module], calls: list[tuple[int, ...]]) -> None:
     th.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(23, 128), activation_fn(), nn.Linear(128, 256), activation_fn())
+    layers = Perceptron(nn.Linear(23, 128), activation_fn(), nn.Linear(128, 256), activation_fn())
     inputs = th.randn(100, 23, requires_grad=True)
     leaves = [inputs, *layers.parameters()]
-    ours, theirs = perceptron(layers, inputs), layers(inputs)
+    ours, theirs = layers(inputs), nn.Sequential(*layers)(inputs)
     assert len(calls) == 1
     th.testing.assert_close(ours, theirs)
     for left, right in zip(th.autograd.grad(ours.sum(), leaves), th.autograd.grad(theirs.sum(), leaves), strict=True):
