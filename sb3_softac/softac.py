@@ -643,7 +643,7 @@ class SoftAC(OffPolicyAlgorithm):
     def _draw_noise(self, batch_size: int, turns: Turns) -> Noise:
         """What :meth:`_update` would draw by itself, in the same order (but for dropout, which is drawn in between)."""
         normal = not (self.use_sde or isinstance(self.action_space, spaces.Discrete))
-        shape = (batch_size, get_action_dim(self.action_space))
+        shape = (batch_size, math.prod(self.action_space.shape or ()))
         draw_here, draw_next = normal and (turns.actor or self.value_network), normal and not self.value_network
         return Noise(
             observations=th.randn(shape, device=self.device) if draw_here else None,
