@@ -212,10 +212,10 @@ def gemm_rate(threads: int) -> float:
     """The highest FLOP/s of square float32 products that can be seen, by PyTorch's own product or oneDNN's, in three sizes."""
     import torch as th
 
-    before, best = th.get_num_threads(), 0.0
     th.set_num_threads(threads)
-    products: list[Callable[[Any, Any], Any]] = [th.mm]
-    if th.backends.mkldnn.is_available():
+    best, products = 0.0, [th.mm]
+    has_onednn: Any = th.backends.mkldnn.is_available  # torch ships it without annotations
+    if has_onednn():
         products.append(lambda left, right: th.ops.mkldnn._linear_pointwise.default(left, right, None, "none", [], ""))
     for size, repetitions in ((256, 50), (512, 8), (1024, 2)):
         left, right = th.randn(size, size), th.randn(size, size)
@@ -224,7 +224,6 @@ def gemm_rate(threads: int) -> float:
             for _ in range(repetitions):
                 multiply(left, right)
             best = max(best, repetitions * 2.0 * size**3 / (time.perf_counter() - start))
-    th.set_num_threads(before)
     return best
 
 
@@ -239,16 +238,19 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
             context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
         other.close()
         started[peer] = ends[peer].recv()
+    with limited(case.threads):  # oneDNN goes on with the threads that a process once had
+        arithmetic = context.Pool(1)
     rates: dict[str, list[float]] = {peer: [] for peer in peers}
     memory: dict[str, float] = {}
     gemm = [0.0]
     for turn in range(rounds):
         if case.kind == "updates":
-            gemm.append(gemm_rate(case.threads))
+            gemm.append(arithmetic.apply(gemm_rate, (case.threads,)))
         for peer in peers[turn % len(peers) :] + peers[: turn % len(peers)]:  # nobody is always the first
             ends[peer].send(None)
             rate, memory[peer] = ends[peer].recv()
             rates[peer].append(rate)
+    arithmetic.terminate()
     for end in ends.values():
         end.close()
     return [
