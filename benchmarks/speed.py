@@ -213,7 +213,8 @@ def gemm_rate(threads: int) -> float:
     import torch as th
 
     th.set_num_threads(threads)
-    best, products = 0.0, [th.mm]
+    best = 0.0
+    products: list[Callable[[Any, Any], Any]] = [th.mm]
     has_onednn: Any = th.backends.mkldnn.is_available  # torch ships it without annotations
     if has_onednn():
         products.append(lambda left, right: th.ops.mkldnn._linear_pointwise.default(left, right, None, "none", [], ""))
