@@ -1,7 +1,7 @@
-"""Actions for the collection of experience, without the overhead of PyTorch and of ``predict`` for a few rows.
+"""Actions for the collection of experience, without the overhead of ``predict`` and of calling modules for a few rows.
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are perceptrons on flat observations, and for
-these a few calls on the memory of the same weights do the same; on a GPU one captured graph does. Everything else acts through
+these a few functions on the same weights do the same; on a GPU one captured graph does. Everything else acts through
 ``predict``.
 """
 

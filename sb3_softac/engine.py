@@ -157,7 +157,7 @@ class CompiledStep:
             "size_asserts": False,
         }
         if model.device.type == "cpu":
-            options["cpp_wrapper"] = True  # what starts the kernels is compiled, too
+            options["cpp_wrapper"] = sys.platform == "linux"  # what starts the kernels is compiled, too; elsewhere it may fail
             replacement = products.large_products_pass() if products.ONEDNN_IS_FASTER else None
             if replacement is not None:
                 options["post_grad_custom_post_pass"] = replacement

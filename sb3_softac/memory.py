@@ -7,8 +7,8 @@ import platform
 
 #: glibc's names for what it can be told (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-#: larger blocks go back to the system when they are freed, as do more than so many free bytes; the first is the most that
-#: every glibc takes
+#: larger blocks go back to the system when they are freed, as does free memory at the top of the heap beyond so much; the
+#: first is the most that every glibc takes
 LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 256 * 2**20
 
 
@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next tensors of the process, and say whether it does.
 
     By itself it returns the large tensors of a gradient step to the system each time, and the system then clears the pages
-    for the next step: with ten critics a third of the time. The most memory in use grows little. What the user has told
-    glibc stays; ``SB3_SOFTAC_NO_MALLOPT=1`` leaves it alone.
+    for the next step: with ten critics a third of the time. What the user has told glibc stays;
+    ``SB3_SOFTAC_NO_MALLOPT=1`` leaves it alone.
     """
     told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if told or os.environ.get("SB3_SOFTAC_NO_MALLOPT") or platform.libc_ver()[0] != "glibc":

@@ -8,6 +8,7 @@ from typing import Literal
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_softac import products
 
@@ -108,7 +109,7 @@ class StackedMLP(nn.Module):
         :return: (M, B, outputs)
         """
         n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
-        if products.gain(inputs, self.largest_layer) and not _has_hooks(self):
+        if products.worth_onednn(inputs, self.largest_layer) and _is_plain(self):
             return self._one_by_one([inputs] * n_chosen, members)
         hidden = inputs.expand(n_chosen, *inputs.shape)
         for layer in self.hidden:
@@ -145,10 +146,10 @@ class Perceptron(nn.Sequential):
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """(B, in) → (B, out)."""
         # In a compiled graph the products are replaced behind the scenes.
-        if th.compiler.is_compiling() or not products.gain(inputs, self.largest_layer) or _has_hooks(self):
+        if th.compiler.is_compiling() or not products.worth_onednn(inputs, self.largest_layer) or not _is_plain(self):
             return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]  # torch ships it without
         for layer, relu in _with_relus(self):
-            if isinstance(layer, nn.Linear) and products.gain(inputs, layer.weight.numel()):
+            if isinstance(layer, nn.Linear) and products.worth_onednn(inputs, layer.weight.numel()):
                 (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
             else:
                 inputs = layer(inputs).relu() if relu else layer(inputs)
@@ -172,10 +173,19 @@ def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]
             belongs = False
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> bool:
+    """Whether all linear layers and ReLUs are nothing but that: nobody would miss a call of them."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]  # torch ships it without annotations
+        return False
     # Two levels hold all layers that would not be called; a look at all modules costs more than a product.
-    below = [part for child in module.children() for part in (child, *child.children())]
-    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in below)
+    for part in [part for child in module.children() for part in (child, *child.children())]:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return False
+        if isinstance(part, nn.Linear) and (type(part) is not nn.Linear or part.bias is None):
+            return False
+        if isinstance(part, StackedLinear | StackedLayerNorm) and type(part) not in (StackedLinear, StackedLayerNorm):
+            return False
+    return True
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:

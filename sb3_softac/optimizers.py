@@ -107,8 +107,11 @@ class _Group:
                 moments.append(state["exp_avg"])
                 squares.append(state["exp_avg_sq"])
                 counts.append(state["step"])
-        if self.mode == "compiled":
-            _compiled_adam(parameters, reached, moments, squares, counts, self.lr, **self.settings)
+        if not parameters:
+            return
+        if self.mode == "compiled" and parameters[0].device.type == "cpu":
+            settings = {name: value for name, value in self.settings.items() if name != "amsgrad"}  # which is off
+            _compiled_adam(parameters, reached, moments, squares, counts, self.lr, **settings)
             return
         adam(
             parameters,
@@ -117,8 +120,9 @@ class _Group:
             squares,
             [],
             counts,
-            fused=True,
-            capturable=self.mode == "captured",  # the counts stay tensors
+            foreach=self.mode == "compiled",  # a compiler fuses the many kernels
+            fused=self.mode != "compiled",
+            capturable=self.mode != "eager",  # the counts stay tensors
             differentiable=False,
             has_complex=False,
             lr=self.rate if self.mode == "eager" else self.lr,
@@ -139,14 +143,12 @@ def _compiled_adam(
     eps: float,
     weight_decay: float,
     maximize: bool,
-    amsgrad: bool = False,
     decoupled_weight_decay: bool = False,
 ) -> None:
-    """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for a compiler.
+    """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for its compiler on the CPU.
 
-    From PyTorch's own one it makes a loop that computes the corrections of the biases anew for every few elements.
+    From PyTorch's own one that makes loops which compute the corrections of the biases anew for every few elements.
     """
-    del amsgrad  # never
     th._foreach_add_(counts, 1.0)
     # Stacked, they are stored before the loops over the parameters begin.
     rates = th.stack([lr / (1.0 - beta1**count) for count in counts]).unbind()

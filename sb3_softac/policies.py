@@ -502,7 +502,8 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Switch batch normalisation and dropout of actor, critics and value network; targets stay as they are."""
         for network in (self.actor, self.critic, self.value_net):
-            if network is not None and network.training != mode:  # it is asked for in each step of an environment
+            # It is asked for in each step of an environment, mostly for what is already so.
+            if network is not None and any(part.training != mode for part in (network, *network.children())):
                 network.set_training_mode(mode)
         self.training = mode
 

@@ -1,7 +1,7 @@
 """Large matrix products by oneDNN, where that is faster than what PyTorch uses.
 
 PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
-do; oneDNN, a part of the same builds, reaches all of it, and adds the bias and applies the ReLU on the way.
+do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way.
 ``benchmarks/speed.py`` measures both.
 """
 
@@ -30,42 +30,44 @@ def _onednn_is_faster() -> bool:
 ONEDNN_IS_FASTER = _onednn_is_faster()
 
 
-def gain(inputs: th.Tensor, weights: int) -> bool:
-    """Whether oneDNN multiplies ``inputs`` faster.
+def worth_onednn(inputs: th.Tensor, weights: int) -> bool:
+    """Whether oneDNN multiplies ``inputs`` faster, and nothing stands in its way.
 
     :param inputs: (B, in)
     :param weights: number of weights of the layer, in·out
     """
-    return ONEDNN_IS_FASTER and len(inputs) * weights >= LARGE and inputs.dtype == th.float32 and inputs.device.type == "cpu"
+    if not ONEDNN_IS_FASTER or inputs.ndim != 2 or not _is_large(inputs, weights):
+        return False
+    # These would not see what a custom function multiplies.
+    return th.compiler.is_compiling() or not (th.is_autocast_enabled("cpu") or th._C._are_functorch_transforms_active())
 
 
-def _is_large(left: th.Tensor, columns: int) -> bool:
-    """Whether (m, k) times (k, columns) is better off with oneDNN."""
-    return left.dtype == th.float32 and left.device.type == "cpu" and left.shape[0] * left.shape[1] * columns >= LARGE
+def _is_large(left: th.Tensor, weights: int) -> bool:
+    return len(left) * weights >= LARGE and left.dtype == th.float32 and left.device.type == "cpu"
 
 
-def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None, relu: bool = False) -> th.Tensor:
-    """left·rightᵀ + bias, and its ReLU: (m, k), (n, k) and (n,) → (m, n)."""
-    how = "relu" if relu else "none"
-    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right, bias, how, [], "")
+def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
+    """left·rightᵀ + bias: (m, k), (n, k) and (n,) → (m, n)."""
+    # It could apply the ReLU as well, but oneDNN's turns NaN into 0, and nobody would see that a training has diverged.
+    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
     return result
 
 
 # In a compiled graph it is an operator of its own, so that the compiler's own ideas of PyTorch's do not apply.
 _make_library: Any = th.library.Library  # torch ships it without annotations
 _LIBRARY = _make_library("sb3_softac", "DEF")
-_LIBRARY.define("linear(Tensor left, Tensor right, Tensor? bias, bool relu) -> Tensor")
-_LIBRARY.impl("linear", lambda left, right, bias, relu: left.new_empty(left.shape[0], right.shape[0]), "Meta")
+_LIBRARY.define("linear(Tensor left, Tensor right, Tensor? bias) -> Tensor")
+_LIBRARY.impl("linear", lambda left, right, bias: left.new_empty(left.shape[0], right.shape[0]), "Meta")
 
 
 def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
     """left·rightᵀ, (m, k) and (n, k) → (m, n). Where its own gradients are asked for, the product is PyTorch's."""
-    ours = not th.is_grad_enabled() and _is_large(left, right.shape[0])
+    ours = not th.is_grad_enabled() and _is_large(left, right.numel())
     return _linear(left, right) if ours else th.mm(left, right.t())
 
 
 class _Layer(th.autograd.Function):
-    """One linear layer of every member of an ensemble, with its ReLU."""
+    """One linear layer of every member of an ensemble, with its ReLU; shapes as in :func:`linear`."""
 
     @staticmethod
     def forward(ctx: Any, relu: bool, weight: th.Tensor, bias: th.Tensor, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
@@ -97,7 +99,8 @@ class _Layer(th.autograd.Function):
 
 def _forward(relu: bool, weight: th.Tensor, bias: th.Tensor, inputs: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
     members = zip(inputs, weight.transpose(1, 2).unbind(), bias.squeeze(1).unbind(), strict=True)
-    return tuple(_linear(values, weight_i, bias_i, relu) for values, weight_i, bias_i in members)
+    outputs = tuple(_linear(*member) for member in members)
+    return tuple(map(th.relu_, outputs)) if relu else outputs
 
 
 def _weight_gradient(inputs: Sequence[th.Tensor], grads: Sequence[th.Tensor], transposed: bool) -> th.Tensor:
@@ -117,7 +120,9 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
     :param relu: apply a ReLU
     :return: N tensors (B, out)
     """
-    if th.compiler.is_compiling() or not _is_large(inputs[0], weight.shape[2]):  # in a compiled graph they are replaced later
+    if th.compiler.is_compiling() or not _is_large(
+        inputs[0], weight[0].numel()
+    ):  # in a compiled graph they are replaced later
         results = [th.addmm(*member) for member in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
         return [result.relu() for result in results] if relu else results
     if not th.is_grad_enabled():
@@ -135,35 +140,32 @@ def replace_large_products(graph: th.fx.Graph) -> None:
         if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
             continue
         left, right = node.args[-2:]
-        if not _is_large(left.meta["val"], right.meta["val"].shape[1]):
+        if not _is_large(left.meta["val"], right.meta["val"].numel()):
             continue
         added = node.args[0] if node.target is aten.addmm.default else None
-        is_bias = added is not None and added.meta["val"].numel() == right.meta["val"].shape[1]
-        relu = is_bias and len(node.users) == 1 and next(iter(node.users)).target is aten.relu.default
-        replaced = next(iter(node.users)) if relu else node
+        n_columns = right.meta["val"].shape[1]
+        is_bias = added is not None and tuple(added.meta["val"].shape) in ((n_columns,), (1, n_columns))
         with graph.inserting_before(node):
+            transposed = graph.call_function(aten.permute.default, (right, [1, 0]))
+            transposed.meta["val"] = right.meta["val"].t()
             bias = None
             if added is not None and is_bias:
                 bias = graph.call_function(aten.view.default, (added, [-1]))
                 bias.meta["val"] = added.meta["val"].view(-1)
-            transposed = graph.call_function(aten.permute.default, (right, [1, 0]))
-            transposed.meta["val"] = right.meta["val"].t()
-            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, transposed, bias, relu))
+            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, transposed, bias))
             product.meta["val"] = node.meta["val"]
             if added is not None and not is_bias:
                 product = graph.call_function(aten.add.Tensor, (product, added))
                 product.meta["val"] = node.meta["val"]
-        replaced.replace_all_uses_with(product)
-        graph.erase_node(replaced)
-        if relu:
-            graph.erase_node(node)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
 
 
 def large_products_pass() -> Any:
     """:func:`replace_large_products` as an option of ``torch.compile``; None if this PyTorch does not take it."""
     try:
         from torch._inductor import ir, lowering  # here: they load the compiler
-        from torch._inductor.custom_graph_pass import CustomGraphPass
+        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
         fall_back: Any = lowering.fallback_handler
         register: Any = lowering.register_lowering
@@ -173,11 +175,10 @@ def large_products_pass() -> Any:
     call_onednn = fall_back(th.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)
 
     @register(th.ops.sb3_softac.linear.default, type_promotion_kind=None)  # type: ignore[untyped-decorator]
-    def lower(left: Any, right: Any, bias: Any, relu: bool) -> Any:
+    def lower(left: Any, right: Any, bias: Any) -> Any:
         # oneDNN takes the second factor as it lies in memory. It would copy a transposed first one, slowly: the loop that
         # makes that factor can write it in order.
-        how = "relu" if relu else "none"
-        return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, how, [], "")
+        return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, "none", [], "")
 
     class LargeProducts(CustomGraphPass):
         def __call__(self, graph: th.fx.Graph) -> None:
@@ -185,6 +186,6 @@ def large_products_pass() -> Any:
 
         def uuid(self) -> Any:
             """What tells this pass from another one in the compiler's cache."""
-            return f"sb3_softac.linear {LARGE}".encode()
+            return get_hash_for_files((__file__,))
 
     return LargeProducts()

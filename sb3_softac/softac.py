@@ -69,7 +69,7 @@ Rate = float | str | Schedule
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
 
 FIRST_CRITIC = slice(0, 1)
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+LARGEST_FLOAT32 = np.finfo(np.float32).max  # not a float: NumPy would round it to the type of what it is compared with
 #: the methods that compute a gradient step
 STEP = (
     *("_update", "_bellman_target", "_target_reduction", "_update_value_network", "_update_critics", "_update_actor"),

@@ -440,6 +440,20 @@ def test_terminal_observations_may_be_plain_python() -> None:
     assert SoftAC("MlpPolicy", Plain(observation_space=spaces.Discrete(4)), device="cpu").learn(12).num_timesteps == 12
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # 1e300 where the test makes it
+def test_what_float32_cannot_hold_is_refused_in_any_precision(dtype: Any, value: float) -> None:
+    space = spaces.Box(dtype(-1.0), dtype(1.0), (3,), dtype)
+
+    class Bad(SpaceEnv):
+        def _observe(self) -> Any:
+            return np.array([0.5, value, 0.5], dtype)
+
+    with pytest.raises(ValueError, match="non-finite observation"):
+        SoftAC("MlpPolicy", Bad(observation_space=space), device="cpu").learn(10)
+
+
 def test_non_finite_dict_observations_are_named() -> None:
     class BadDict(SpaceEnv):
         def _observe(self) -> Any:

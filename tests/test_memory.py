@@ -16,8 +16,9 @@ from pathlib import Path
 from sb3_softac.memory import keep_freed_memory
 
 def heap():
-    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
-    return [int(address, 16) for address in line.split()[0].split("-")]
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    addresses = [int(address, 16) for line in lines for address in line.split()[0].split("-")]
+    return min(addresses), max(addresses)
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -32,7 +33,9 @@ print(heap()[1] == end)
 
 def run(**environment: str) -> list[str]:
     """Whether glibc was told, whether a block of 20 MiB is in the heap, and whether the heap stays as it was."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "SB3_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "SB3_", "LD_PRELOAD"))
+    }
     program = [sys.executable, "-c", PROGRAM]
     return subprocess.run(program, env={**kept, **environment}, capture_output=True, text=True, check=True).stdout.split()
 

@@ -150,3 +150,13 @@ def test_gradients_lie_in_memory_as_their_parameters() -> None:
         plain.step()
     for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
         th.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
+def test_a_group_that_nothing_reaches_stays(mode: Any) -> None:
+    ours = parameters()
+    optimizer = th.optim.Adam([{"params": ours[:2]}, {"params": ours[2:]}], lr=0.1, fused=True)
+    optimizers.step(optimizer, gradients(0))
+    before = [parameter.detach().clone() for parameter in ours]
+    TensorOptimizers([optimizer], mode)(optimizer, gradients(1))
+    assert [th.equal(old, new) for old, new in zip(before, ours, strict=True)] == [False, False, True]

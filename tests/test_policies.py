@@ -148,6 +148,23 @@ def test_target_critics_keep_their_dropout() -> None:
     assert th.equal(policy.critic(BATCH, BATCH[:, :2])[0], policy.critic(BATCH, BATCH[:, :2])[0])
 
 
+def test_the_mode_reaches_all_networks_but_the_targets() -> None:
+    """Also a part that somebody has put in place since, and was in another mode than the rest."""
+    policy = make_policy(value_network=True, dropout_rate=0.5)
+    assert policy.value_net is not None
+    assert policy.value_net_target is not None
+    networks = [policy.actor, policy.critic, policy.value_net]
+    for mode in (False, True, True, False):
+        policy.set_training_mode(mode)
+        assert policy.training is mode
+        assert all(module.training is mode for network in networks for module in network.modules())
+        assert not policy.value_net_target.training
+    policy.critic.q_networks.train()
+    policy.actor.latent_pi = nn.Sequential(nn.Linear(3, 16), nn.Dropout())
+    policy.set_training_mode(False)
+    assert not any(module.training for network in networks for module in network.modules())
+
+
 @pytest.mark.parametrize("weight_init", ["orthogonal", "xavier"])
 def test_weight_init_reaches_every_linear_layer(weight_init: str) -> None:
     policy = make_policy(weight_init=weight_init, value_network=True)
