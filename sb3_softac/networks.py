@@ -109,7 +109,7 @@ class StackedMLP(nn.Module):
         :return: (M, B, outputs)
         """
         n_chosen = len(members) if isinstance(members, th.Tensor) else len(range(self.n_members)[members or slice(None)])
-        if products.worth_onednn(inputs, self.largest_layer) and _is_plain(self):
+        if products.worth_onednn(inputs, self.largest_layer) and _are_plain((*self.hidden, self.output)):
             return self._one_by_one([inputs] * n_chosen, members)
         hidden = inputs.expand(n_chosen, *inputs.shape)
         for layer in self.hidden:
@@ -146,10 +146,10 @@ class Perceptron(nn.Sequential):
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """(B, in) → (B, out)."""
         # In a compiled graph the products are replaced behind the scenes.
-        if th.compiler.is_compiling() or not products.worth_onednn(inputs, self.largest_layer) or not _is_plain(self):
+        if th.compiler.is_compiling() or not products.worth_onednn(inputs, self.largest_layer) or not _are_plain(self):
             return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]  # torch ships it without
         for layer, relu in _with_relus(self):
-            if isinstance(layer, nn.Linear) and products.worth_onednn(inputs, layer.weight.numel()):
+            if isinstance(layer, nn.Linear) and layer.bias is not None and products.worth_onednn(inputs, layer.weight.numel()):
                 (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
             else:
                 inputs = layer(inputs).relu() if relu else layer(inputs)
@@ -173,19 +173,23 @@ def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]
             belongs = False
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether all linear layers and ReLUs are nothing but that: nobody would miss a call of them."""
+#: layers that are not called where oneDNN multiplies
+_REPLACED = (nn.Linear, nn.ReLU, StackedLinear, StackedLayerNorm)
+
+
+def _are_plain(layers: Iterable[nn.Module]) -> bool:
+    """Whether nobody would miss a call of these layers: they have no hooks, and are no subclasses."""
     if _has_any_global_hook():  # type: ignore[no-untyped-call]  # torch ships it without annotations
         return False
-    # Two levels hold all layers that would not be called; a look at all modules costs more than a product.
-    for part in [part for child in module.children() for part in (child, *child.children())]:
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return False
-        if isinstance(part, nn.Linear) and (type(part) is not nn.Linear or part.bias is None):
-            return False
-        if isinstance(part, StackedLinear | StackedLayerNorm) and type(part) not in (StackedLinear, StackedLayerNorm):
-            return False
-    return True
+    return not any(
+        type(layer) not in _REPLACED
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        for layer in layers
+        if isinstance(layer, _REPLACED)
+    )
 
 
 def _linear_layers(module: nn.Module) -> list[nn.Linear | StackedLinear]:
