@@ -149,7 +149,7 @@ class Perceptron(nn.Sequential):
         if th.compiler.is_compiling() or not products.worth_onednn(inputs, self.largest_layer) or not _are_plain(self):
             return super().forward(inputs)  # type: ignore[no-any-return, no-untyped-call]  # torch ships it without
         for layer, relu in _with_relus(self):
-            if isinstance(layer, nn.Linear) and layer.bias is not None and products.worth_onednn(inputs, layer.weight.numel()):
+            if isinstance(layer, nn.Linear) and layer.bias is not None and products.is_large(inputs, layer.weight.numel()):
                 (inputs,) = products.linear([inputs], layer.weight.t().unsqueeze(0), layer.bias[None, None], relu)
             else:
                 inputs = layer(inputs).relu() if relu else layer(inputs)

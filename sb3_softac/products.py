@@ -15,6 +15,8 @@ import torch as th
 
 #: products with fewer multiplications do not repay what a call of oneDNN costs
 LARGE = 1.5e6
+#: line by line, networks whose largest layer has fewer do not repay the evaluation of one member after the other
+LARGE_NETWORK = 1e7
 
 
 def _onednn_is_faster() -> bool:
@@ -31,18 +33,22 @@ ONEDNN_IS_FASTER = _onednn_is_faster()
 
 
 def worth_onednn(inputs: th.Tensor, weights: int) -> bool:
-    """Whether oneDNN multiplies ``inputs`` faster, and nothing stands in its way.
+    """Whether a network is faster with oneDNN, and nothing stands in its way.
 
     :param inputs: (B, in)
-    :param weights: number of weights of the layer, in·out
+    :param weights: number of weights of its largest layer, in·out
     """
-    if not ONEDNN_IS_FASTER or inputs.ndim != 2 or not _is_large(inputs, weights):
+    if not ONEDNN_IS_FASTER or inputs.ndim != 2 or not is_large(inputs, weights):
         return False
-    # These would not see what a custom function multiplies.
-    return th.compiler.is_compiling() or not (th.is_autocast_enabled("cpu") or th._C._are_functorch_transforms_active())
+    if th.compiler.is_compiling():
+        return True
+    # Autocast and function transforms would not see what a custom function multiplies.
+    seen = th.is_autocast_enabled("cpu") or th._C._are_functorch_transforms_active()
+    return len(inputs) * weights >= LARGE_NETWORK and not seen
 
 
-def _is_large(left: th.Tensor, weights: int) -> bool:
+def is_large(left: th.Tensor, weights: int) -> bool:
+    """Whether the product of ``left``, (m, k), and a matrix of ``weights`` = k·n numbers repays a call of oneDNN."""
     return len(left) * weights >= LARGE and left.dtype == th.float32 and left.device.type == "cpu"
 
 
@@ -62,7 +68,7 @@ _LIBRARY.impl("linear", lambda left, right, bias: left.new_empty(left.shape[0], 
 
 def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
     """left·rightᵀ, (m, k) and (n, k) → (m, n). Where its own gradients are asked for, the product is PyTorch's."""
-    ours = not th.is_grad_enabled() and _is_large(left, right.numel())
+    ours = not th.is_grad_enabled() and is_large(left, right.numel())
     return _linear(left, right) if ours else th.mm(left, right.t())
 
 
@@ -120,9 +126,8 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
     :param relu: apply a ReLU
     :return: N tensors (B, out)
     """
-    if th.compiler.is_compiling() or not _is_large(
-        inputs[0], weight[0].numel()
-    ):  # in a compiled graph they are replaced later
+    # In a compiled graph the products are replaced later.
+    if th.compiler.is_compiling() or not is_large(inputs[0], weight.shape[1] * weight.shape[2]):
         results = [th.addmm(*member) for member in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
         return [result.relu() for result in results] if relu else results
     if not th.is_grad_enabled():
@@ -140,7 +145,7 @@ def replace_large_products(graph: th.fx.Graph) -> None:
         if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
             continue
         left, right = node.args[-2:]
-        if not _is_large(left.meta["val"], right.meta["val"].numel()):
+        if not is_large(left.meta["val"], right.meta["val"].numel()):
             continue
         added = node.args[0] if node.target is aten.addmm.default else None
         n_columns = right.meta["val"].shape[1]

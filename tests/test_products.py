@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="n
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(products, "LARGE_NETWORK", products.LARGE)  # small ones will do
 
 
 @pytest.fixture
@@ -177,6 +178,13 @@ def test_what_is_not_a_plain_large_layer_is_left_to_pytorch(calls: list[tuple[in
     assert not calls
     network(inputs)
     assert calls
+
+
+def test_line_by_line_only_large_networks_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
+    assert not products.worth_onednn(th.zeros(64, 256), 256 * 256)
+    assert products.worth_onednn(th.zeros(256, 256), 256 * 256)
 
 
 def test_nothing_hides_a_nan(calls: list[tuple[int, ...]]) -> None:
