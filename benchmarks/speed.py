@@ -349,6 +349,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")  # writes files, needs no screen
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     table = by_case(rows)
     figure, axes = plt.subplot_mosaic(
@@ -364,7 +365,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         present = [(line, float(cells[peer]["ratio"])) for line, cells in enumerate(table.values()) if peer in cells]
         places = [line + (index - (len(peers) - 1) / 2) * height for line, _ in present]
         axes["ratios"].barh(places, [ratio for _, ratio in present], height, label=peer, color=colours[peer])
-    axes["ratios"].axvline(1.0, color=colours["SB3"], linewidth=1)
+    axes["ratios"].axvline(1.0, color=colours["SB3"], linewidth=1, label="SB3")
     axes["ratios"].set_yticks(range(len(table)), list(table))
     axes["ratios"].invert_yaxis()
     axes["ratios"].set_xlabel("speed, multiple of SB3's")
@@ -379,12 +380,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis = axes[name]
         for peer in ["SB3", *peers]:
             chosen = [row for row in rows if row["peer"] == peer and _belongs(row, name)]
+            if name == "width":
+                chosen = [row for row in chosen if len(set(row["net_arch"].strip("()").split(", "))) == 1]
             points = sorted((value(row), 1e3 / float(row["median"])) for row in chosen)
             axis.plot(*zip(*points, strict=True), "o-", label=peer, color=colours[peer])
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_xlabel(label)
         axis.set_ylabel("ms per environment step" if name == "environments" else "ms per gradient step")
         axis.grid(alpha=0.3)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Compile: TypeAlias = Literal["auto"] | bool
 
-#: gradient steps from which on compiling, which takes about half a minute, pays off; see docs/benchmarks.md
+#: gradient steps from which on compiling, which takes 15 to 60 seconds, pays off; see docs/benchmarks.md
 WORTH_COMPILING = 20_000
 #: gradient steps of a kind that run line by line: the first creates the states of the optimizers
 WARM_UP = 1

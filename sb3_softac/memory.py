@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next tensors of the process, and say whether it does.
 
     By itself it returns the large tensors of a gradient step to the system each time, and the system then clears the pages
-    for the next step: with ten critics a third of the time. What the user has told glibc stays;
+    for the next step, with ten critics for a good part of the time. What the user has told glibc stays;
     ``SB3_SOFTAC_NO_MALLOPT=1`` leaves it alone.
     """
     told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
