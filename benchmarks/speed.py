@@ -8,7 +8,7 @@ them works for a while, and the others wait. Figures are medians over the rounds
 machines are noisy. Cases of the kind "updates" call `train()` on a filled replay buffer; "learn" and "act" call `learn()` on
 HalfCheetah-v5, "act" with policy actions and without updates. Compilers start with empty caches. Writes OUTPUT.csv and
 OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
-the given words, and keeps the others of a file that is there.
+the given words, and keeps the others of a file that is there. --profile shows where the time of SoftAC goes in one case.
 """
 
 import argparse
@@ -278,6 +278,28 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     ]
 
 
+def profile(case: Case) -> str:
+    """How many milliseconds of a gradient step oneDNN multiplies, in both ways of SoftAC, as Markdown."""
+    import torch as th
+
+    lines = [f"| {case.name} | products by oneDNN, ms | all else, ms | together, ms |", "|---" * 4 + "|"]
+    th.set_num_threads(case.threads)
+    for peer in ("SoftAC eager", "SoftAC compiled"):
+        work = prepare(case, peer)
+        for _ in range(5):  # compiles
+            work()
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < 3.0:
+            steps += work()
+        total = 1e3 * (time.perf_counter() - start) / steps
+        with th.profiler.profile(activities=[th.profiler.ProfilerActivity.CPU]) as profiler:
+            steps = sum(work() for _ in range(max(3, 200 // case.gradient_steps)))
+        events = [event for event in profiler.key_averages() if event.key.endswith("linear_pointwise")]
+        products = sum(event.self_cpu_time_total for event in events) / steps / 1e3
+        lines.append(f"| {peer} | {products:.2f} | {total - products:.2f} | {total:.2f} |")
+    return "\n".join(lines)
+
+
 def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
@@ -416,9 +438,14 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
+    parser.add_argument("--profile", metavar="CASE", help="only show where the time of SoftAC goes in a case")
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
     parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file")
     args = parser.parse_args()
+    if args.profile:
+        with limited(2):
+            print(profile(next(case for case in _cases() if case.name == args.profile)))
+        return
     if args.report or args.plot:
         if args.report:
             print(report(read(args.report)))
