@@ -438,7 +438,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
-    parser.add_argument("--profile", metavar="CASE", help="only show where the time of SoftAC goes in a case")
+    names = [case.name for case in _cases()]
+    parser.add_argument("--profile", metavar="CASE", choices=names, help="only show where the time of SoftAC goes in a case")
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
     parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 """Large matrix products by oneDNN, where that is faster than what PyTorch uses.
 
 PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
-do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way.
-``benchmarks/speed.py`` measures both.
+do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. ``SB3_SOFTAC_NO_ONEDNN=1`` in front of
+``benchmarks/speed.py`` shows what it is worth.
 """
 
 import os

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_softac import optimizers
 from sb3_softac.optimizers import TensorOptimizers
+from tests.helpers import fill_buffer, make_model, parameters_of
+from tests.test_engine import restart_generators
 
 MAKERS: dict[str, Any] = {
     "Adam": lambda parameters: th.optim.Adam(parameters, lr=0.1, fused=True),
@@ -160,3 +163,26 @@ def test_a_group_that_nothing_reaches_stays(mode: Any) -> None:
     before = [parameter.detach().clone() for parameter in ours]
     TensorOptimizers([optimizer], mode)(optimizer, gradients(1))
     assert [th.equal(old, new) for old, new in zip(before, ours, strict=True)] == [False, False, True]
+
+
+class TransposedExtractor(BaseFeaturesExtractor):
+    """The gradient of its parameter lies in memory transposed."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 16)
+        self.weight = th.nn.Parameter(0.3 * th.randn(space.shape[0], 16))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return th.nn.functional.linear(observations, self.weight.t().contiguous())
+
+
+def test_a_model_trains_alike_with_the_fused_optimizer_and_without() -> None:
+    models = []
+    for optimizer_kwargs in ({}, {"fused": False, "foreach": False}):
+        policy_kwargs = {"features_extractor_class": TransposedExtractor, "optimizer_kwargs": optimizer_kwargs}
+        models.append(make_model(policy_kwargs={"net_arch": [16], **policy_kwargs}, learning_rate=1e-2))
+        fill_buffer(models[-1])
+        restart_generators()
+        models[-1].train(5, batch_size=32)
+    for (name, left), (_, right) in zip(*map(parameters_of, models), strict=True):
+        th.testing.assert_close(left, right, rtol=1e-4, atol=1e-4, msg=name)
