@@ -3,9 +3,10 @@
 from importlib.metadata import version
 
 from sb3_softac import presets
-from sb3_softac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule
-from sb3_softac.softac import SoftAC
+from sb3_softac.soft_ac import SoftAC
 
 __all__ = [
     "CnnPolicy",
@@ -15,6 +16,7 @@ __all__ = [
     "SoftAC",
     "SoftACPolicy",
     "StaircaseSchedule",
+    "TrainingDivergedError",
     "__version__",
     "presets",
 ]

@@ -134,6 +134,8 @@ def _check_replay_buffer(arguments: Mapping[str, Any], observation_space: spaces
             arguments["replay_buffer_kwargs"],
             "without n_steps and gamma where there is no `replay_buffer_class` of your own: both are arguments of SoftAC",
         )
+    if arguments["soft_n_step"] and arguments["n_steps"] == 1:
+        _refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
     if arguments["n_steps"] > 1:
         if not automatic:
             _refuse(
@@ -159,7 +161,7 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
         _refuse("target_entropy_scale", arguments["target_entropy_scale"], "at least 0 and below 1")
     if arguments["target_entropy"] != "auto":
         try:
-            target_entropy = float(arguments["target_entropy"])
+            target_entropy = math.nan if isinstance(arguments["target_entropy"], bool) else float(arguments["target_entropy"])
         except (TypeError, ValueError):
             target_entropy = math.nan
         if not math.isfinite(target_entropy):
@@ -171,7 +173,7 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
                 f"left out beside `target_entropy`={arguments['target_entropy']}, which would override it",
             )
     ent_coef = arguments["ent_coef"]
-    if isinstance(ent_coef, str) and ent_coef.startswith("auto"):
+    if is_learned(ent_coef):
         return
     unused: dict[str, Any] = {"ent_coef_update": "dual", "ent_coef_max": None, "ent_coef_learning_rate": None}
     unused |= {"target_entropy": "auto", "target_entropy_scale": DEFAULT_TARGET_ENTROPY_SCALE}
@@ -180,8 +182,97 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
             _refuse(name, arguments[name], f"{default!r} with a fixed temperature (`ent_coef`={ent_coef!r}), which ignores it")
 
 
+def is_learned(ent_coef: object) -> bool:
+    """Whether ``ent_coef`` asks for a learned temperature."""
+    return isinstance(ent_coef, str) and ent_coef.startswith("auto")
+
+
+def _refuse_an_unused_learning_rate(arguments: Mapping[str, Any]) -> None:
+    """``learning_rate`` counts where a network or a learned temperature has none of its own."""
+    owners = ["actor", "critic"] + ["value"] * arguments["value_network"] + ["ent_coef"] * is_learned(arguments["ent_coef"])
+    names = [f"{owner}_learning_rate" for owner in owners]
+    if arguments["learning_rate"] != DEFAULT_LEARNING_RATE and all(arguments[name] is not None for name in names):
+        _refuse("learning_rate", arguments["learning_rate"], f"left out where all have their own: {', '.join(names)}")
+
+
+def check_architecture(
+    model: Any, built_for: Mapping[str, Any] | None, expected_policy_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A saved model can be loaded with other options, but not with ones that its weights have no place for.
+
+    :param model: a model with the options of ``SoftAC``
+    :param built_for: what the weights were built for, or None if they are still to be built
+    :param expected_policy_kwargs: what a user passed to ``load``
+    :return: what the weights are built for
+    :raises ValueError: another architecture
+    """
+    if "batch_norm_stats" in vars(model):  # an attribute of SAC; others that have it have policies that are refused
+        raise ValueError("The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)) takes it over.")
+    now = {
+        "value_network": model.value_network,
+        "use_sde": model.use_sde,
+        "ent_coef": model.ent_coef if is_learned(model.ent_coef) else "fixed",
+        "ent_coef_update": model.ent_coef_update,
+    }
+    for name, saved in (built_for or now).items():
+        if now[name] != saved:
+            advice = ": a new model with it can `warm_start` from this one" if name.startswith("ent_coef") else ""
+            raise ValueError(f"`{name}` is {getattr(model, name)!r}, but the saved model needs {name} {saved!r}{advice}.")
+    if expected_policy_kwargs is not None:
+        expected, kept = (
+            {name: value for name, value in kwargs.items() if name not in ("use_sde", "value_network")}
+            for kwargs in (expected_policy_kwargs, model.policy_kwargs)
+        )
+        if _with_lists(expected) != _with_lists(kept):
+            raise ValueError(f"`policy_kwargs` is {expected}, but the saved model needs {kept}.")
+    return now
+
+
+def _with_lists(value: Any) -> Any:
+    """``value`` with lists instead of tuples, as the file format keeps them."""
+    if isinstance(value, dict):
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def check_compatible_buffer(
+    buffer: BaseBuffer, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int
+) -> None:
+    """Only a replay buffer of the same environments can be continued.
+
+    :param buffer: the buffer
+    :param observation_space: of the model
+    :param action_space: of the model
+    :param n_envs: number of environments of the model
+    :raises ValueError: another number of environments, or other spaces
+    """
+    if buffer.n_envs != n_envs:
+        raise ValueError(
+            f"The replay buffer is for {buffer.n_envs} environments, but the model has {n_envs}: `set_env` one with "
+            f"{buffer.n_envs}, or start with an empty buffer."
+        )
+    for name, theirs, ours in (
+        ("observation", buffer.observation_space, observation_space),
+        ("action", buffer.action_space, action_space),
+    ):
+        if theirs != ours:
+            raise ValueError(f"The replay buffer is for the {name} space {theirs}, but the model has {ours}.")
+
+
+def _check_compile(value: Any) -> Any:
+    if isinstance(value, str) and value == "auto":
+        return value
+    if not isinstance(value, bool | np.bool_):
+        _refuse("compile", value, "'auto', True or False")
+    return bool(value)
+
+
 def check_arguments(
-    arguments: Mapping[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int
+    arguments: Mapping[str, Any],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    n_envs: int,
+    weights_follow: bool = False,
 ) -> dict[str, Any]:
     """Check the arguments of ``SoftAC`` that need no network, and return those that have one normal form in it.
 
@@ -191,7 +282,8 @@ def check_arguments(
     :param observation_space: of the environment
     :param action_space: of the environment
     :param n_envs: number of environments
-    :return: the integer arguments as int, ``train_freq`` as a pair
+    :param weights_follow: whether another model is taken over, whose learning rates may be replaced one by one
+    :return: the integer arguments as int, ``train_freq`` as a pair, ``compile`` as a bool
     :raises ValueError: a value out of range, or options that contradict each other
     """
     minimum = {
@@ -204,6 +296,8 @@ def check_arguments(
         "policy_delay": 1,
         "sde_sample_freq": -1,
     }
+    if not weights_follow:
+        _refuse_an_unused_learning_rate(arguments)
     normal: dict[str, Any] = {name: check_count(name, arguments[name], low) for name, low in minimum.items()}
     for name, low in (("random_steps", 0), ("target_subset", 1)):
         if arguments[name] is not None:
@@ -215,13 +309,9 @@ def check_arguments(
         _refuse("reward_scale", arguments["reward_scale"], "a finite number other than 0")
     if arguments["max_grad_norm"] is not None:
         check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
-    for name in ("value_network", "optimize_memory_usage"):
+    for name in ("value_network", "optimize_memory_usage", "soft_n_step"):
         check_flag(name, arguments[name])
-    if arguments["compile"] != "auto":
-        try:
-            check_flag("compile", arguments["compile"])
-        except ValueError:
-            _refuse("compile", arguments["compile"], "'auto', True or False")
+    normal["compile"] = _check_compile(arguments["compile"])
     check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
     if arguments["value_network"] and arguments["actor_q"] == "target_min":
@@ -278,6 +368,35 @@ def _check_log_std(arguments: Mapping[str, Any]) -> None:
             _refuse("log_std_init", init, f"inside `log_std_bounds`={tuple(bounds)}")
 
 
+def _check_activation(activation_fn: Any) -> None:
+    made = activation_fn() if callable(activation_fn) else None
+    if not hasattr(made, "parameters"):
+        _refuse(
+            "activation_fn",
+            activation_fn,
+            "a class of activations such as torch.nn.ReLU, or functools.partial(torch.nn.LeakyReLU, 0.2)",
+        )
+    if any(True for _ in made.parameters()):  # type: ignore[union-attr]  # it has them
+        _refuse("activation_fn", activation_fn, "without parameters, which all critics would share")
+
+
+def _check_building_blocks(arguments: Mapping[str, Any]) -> None:
+    """Encoders and heads are names, or classes of the user's own."""
+    encoder = arguments["encoder"]
+    if isinstance(encoder, dict) and not set(encoder) <= {"pi", "qf"}:
+        _refuse("encoder", encoder, "a name, a class, or a dict with the keys 'pi' and 'qf'")
+    for chosen in encoder.values() if isinstance(encoder, dict) else [encoder]:
+        if chosen != "mlp" and not (isinstance(chosen, type) and hasattr(chosen, "build")):
+            _refuse("encoder", chosen, "'mlp', or a subclass of sb3_softac.networks.Encoder")
+    of_critics = encoder.get("qf", "mlp") if isinstance(encoder, dict) else encoder
+    for name, unused in (("layer_norm", False), ("dropout_rate", 0.0)):
+        if of_critics != "mlp" and arguments[name] != unused:
+            _refuse(name, arguments[name], f"{unused} with `encoder`={of_critics!r}, which has layers of its own")
+    head = arguments["critic_head"]
+    if head != "scalar" and not (isinstance(head, type) and hasattr(head, "expected_value")):
+        _refuse("critic_head", head, "'scalar', or a subclass of sb3_softac.networks.CriticHead")
+
+
 def check_policy_arguments(
     arguments: Mapping[str, Any], action_space: spaces.Space[Any]
 ) -> tuple[int, list[int] | dict[str, list[int]]]:
@@ -288,7 +407,8 @@ def check_policy_arguments(
     :return: ``n_critics`` and ``net_arch``, with integers
     :raises ValueError: a value out of range, or options that contradict each other
     """
-    for name in ("use_sde", "use_expln", "value_network", "layer_norm", "share_features_extractor", "normalize_images"):
+    flags = "use_sde use_expln value_network target_networks layer_norm share_features_extractor normalize_images"
+    for name in flags.split():
         check_flag(name, arguments[name])
     n_critics = check_count("n_critics", arguments["n_critics"], 1)
     check_real("dropout_rate", arguments["dropout_rate"], 0.0)
@@ -300,8 +420,8 @@ def check_policy_arguments(
     net_arch = _check_net_arch(
         [256, 256] if arguments["net_arch"] is None else arguments["net_arch"], arguments["value_network"]
     )
-    if any(True for _ in arguments["activation_fn"]().parameters()):
-        _refuse("activation_fn", arguments["activation_fn"], "without parameters, which all critics would share")
+    _check_activation(arguments["activation_fn"])
+    _check_building_blocks(arguments)
     if isinstance(action_space, spaces.Discrete):
         unused: dict[str, Any] = {
             "use_sde": False,

@@ -1,4 +1,4 @@
-"""Published systems as named arguments of ``SoftAC``.
+"""Published implementations as named arguments of ``SoftAC``.
 
 Each constant is a read-only mapping of keyword arguments::
 
@@ -11,15 +11,36 @@ RL Zoo takes the name: ``-params preset:spinningup``, or ``preset: spinningup`` 
 lists the source of each, and what it does not reproduce.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-Preset = Mapping[str, Any]
+
+class Preset(Mapping[str, Any]):
+    """Named arguments that cannot be changed: whoever asks for one gets a copy.
+
+    :param arguments: arguments of ``SoftAC``
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = copy.deepcopy(dict(arguments))
+
+    def __getitem__(self, name: str) -> Any:
+        return copy.deepcopy(self._arguments[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+    def __repr__(self) -> str:
+        return f"Preset({self._arguments})"
 
 
 def _preset(base: Preset | None = None, **arguments: Any) -> Preset:
-    return MappingProxyType({**(base or {}), **arguments})
+    return Preset({**(base or {}), **arguments})
 
 
 # What nearly all of them share; each repeats nothing of it, and changes what it must.

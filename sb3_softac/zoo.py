@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sb3_softac import presets
-from sb3_softac.softac import SoftAC
+from sb3_softac.soft_ac import SoftAC
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from torch import nn
 
-from sb3_softac.policies import SoftACPolicy
-from sb3_softac.temperature import LearnedTemperature, LogTemperature, Temperature
+from sb3_softac.networks import SoftACPolicy
+from sb3_softac.update import LearnedTemperature, LogTemperature, Temperature
 
 if TYPE_CHECKING:
-    from sb3_softac.softac import SoftAC
+    from sb3_softac.soft_ac import SoftAC
 
 Tensors = dict[str, th.Tensor]
 
@@ -195,7 +195,7 @@ def load_source(source: Any) -> "SAC | SoftAC":
 
     :raises ValueError: neither a model nor a file of ``SoftAC`` or SB3's ``SAC``
     """
-    from sb3_softac.softac import SoftAC  # which imports this module
+    from sb3_softac.soft_ac import SoftAC  # which imports this module
 
     if isinstance(source, SAC | SoftAC):
         return source
@@ -284,7 +284,7 @@ def copy_temperature(sac: SAC, temperature: Temperature) -> None:
     if type(temperature) is LogTemperature and sac.ent_coef_optimizer is not None:
         with th.no_grad():
             temperature.log_ent_coef.copy_(sac.log_ent_coef.squeeze())
-            temperature.project()
+            temperature.project(temperature.maximum)
         state = sac.ent_coef_optimizer.state[sac.log_ent_coef]
         if state:
             _load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])

@@ -1,8 +1,7 @@
 """Action distributions of the actor, with the exact log-density of a tanh-squashed Gaussian.
 
 They extend SB3's distributions and keep their interface, so that SB3's ``Actor`` uses them unchanged. What the actor says
-about the actions at a batch of states is a :class:`SampledActions` or an :class:`ActionProbabilities`: both know how an
-expectation over the actions is taken, so the training step need not ask.
+about the actions at a batch of states is a :class:`SampledActions` or an :class:`ActionProbabilities`.
 """
 
 import copy
@@ -12,8 +11,6 @@ from typing import Any, NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, StateDependentNoiseDistribution
 from torch.nn import functional as F
-
-from sb3_softac import losses
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -121,13 +118,9 @@ class SampledActions(NamedTuple):
     log_prob: th.Tensor  # (B,), in nats
     log_std: th.Tensor  # log σ, (B, A) or (A,); with gSDE that of the noise matrix
 
-    def soft_value(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
-        """V(s), (B,), from the value of the sampled actions (B,)."""
-        return losses.soft_value(q, self.log_prob, ent_coef)
-
-    def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
-        """J_π, (), from the value of the sampled actions (B,)."""
-        return losses.actor_loss(q, self.log_prob, ent_coef)
+    def mean_log_prob(self) -> th.Tensor:
+        """Estimate of E_π[log π(·|s)], the negative entropy in each state, (B,)."""
+        return self.log_prob
 
     def metrics(self) -> dict[str, th.Tensor]:
         """Entropy Ĥ and mean log σ."""
@@ -137,22 +130,13 @@ class SampledActions(NamedTuple):
 class ActionProbabilities(NamedTuple):
     """π(a|s) of every discrete action: an expectation over π is an exact sum."""
 
-    log_probs: th.Tensor  # (B, A), in nats
+    log_prob: th.Tensor  # (B, |A|), in nats
     actions: None = None  # no choice among them: the critics return the values of all
 
-    @property
-    def log_prob(self) -> th.Tensor:
+    def mean_log_prob(self) -> th.Tensor:
         """Σ_a π(a|s) log π(a|s), the negative entropy in each state, (B,)."""
-        return (self.log_probs.exp() * self.log_probs).sum(dim=1)
-
-    def soft_value(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
-        """V(s), (B,), from the values of all actions (B, A)."""
-        return losses.discrete_soft_value(q, self.log_probs, ent_coef)
-
-    def actor_loss(self, q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
-        """J_π, (), from the values of all actions (B, A)."""
-        return losses.discrete_actor_loss(q, self.log_probs, ent_coef)
+        return (self.log_prob.exp() * self.log_prob).sum(dim=1)
 
     def metrics(self) -> dict[str, th.Tensor]:
         """Entropy Ĥ."""
-        return {"entropy": -self.log_prob.detach().mean()}
+        return {"entropy": -self.mean_log_prob().detach().mean()}

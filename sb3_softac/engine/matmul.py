@@ -1,4 +1,4 @@
-"""Large matrix products by oneDNN, where that is faster than what PyTorch uses.
+"""Large matrix products (matmul) by oneDNN, where that is faster than what PyTorch uses.
 
 PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
 do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. ``SB3_SOFTAC_NO_ONEDNN=1`` in front of
@@ -13,15 +13,17 @@ from typing import Any
 
 import torch as th
 
+from sb3_softac.engine import torch_internals
+
 #: products with fewer multiplications do not repay what a call of oneDNN costs
 LARGE = 1.5e6
-#: line by line, networks whose largest layer has fewer do not repay the evaluation of one member after the other
+#: in eager mode, networks whose largest layer has fewer do not repay the evaluation of one network after the other
 LARGE_NETWORK = 1e7
 
 
 def _onednn_is_faster() -> bool:
     has_onednn: Any = th.backends.mkldnn.is_available
-    if os.environ.get("SB3_SOFTAC_NO_ONEDNN") or not has_onednn():
+    if os.environ.get("SB3_SOFTAC_NO_ONEDNN") or not has_onednn() or torch_internals.onednn_linear() is None:
         return False
     information = Path("/proc/cpuinfo")
     vendor = information.read_text() if information.exists() else platform.processor()
@@ -43,7 +45,7 @@ def worth_onednn(inputs: th.Tensor, weights: int) -> bool:
     if th.compiler.is_compiling():
         return True
     # Autocast and function transforms would not see what a custom function multiplies.
-    seen = th.is_autocast_enabled("cpu") or th._C._are_functorch_transforms_active()
+    seen = th.is_autocast_enabled("cpu") or torch_internals.has_function_transforms()
     return len(inputs) * weights >= LARGE_NETWORK and not seen
 
 
@@ -55,15 +57,23 @@ def is_large(left: th.Tensor, weights: int) -> bool:
 def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """left·rightᵀ + bias: (m, k), (n, k) and (n,) → (m, n)."""
     # It could apply the ReLU as well, but oneDNN's turns NaN into 0, and nobody would see that a training has diverged.
-    result: th.Tensor = th.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
+    result: th.Tensor = torch_internals.onednn_linear()(left, right, bias, "none", [], "")
     return result
 
 
-# In a compiled graph it is an operator of its own, so that the compiler's own ideas of PyTorch's do not apply.
-_make_library: Any = th.library.Library  # torch ships it without annotations
-_LIBRARY = _make_library("sb3_softac", "DEF")
-_LIBRARY.define("linear(Tensor left, Tensor right, Tensor? bias) -> Tensor")
-_LIBRARY.impl("linear", lambda left, right, bias: left.new_empty(left.shape[0], right.shape[0]), "Meta")
+def has_operator() -> bool:
+    """Define ``sb3_softac::linear``, once in a process, and say whether it is there.
+
+    In a compiled graph the product is an operator of its own, so that the compiler's ideas of PyTorch's do not apply.
+    """
+    operators: Any = th.ops.sb3_softac
+    if not hasattr(operators, "linear"):
+        make_library: Any = th.library.Library  # torch ships it without annotations
+        library = make_library("sb3_softac", "FRAGMENT")
+        library.define("linear(Tensor left, Tensor right, Tensor? bias) -> Tensor")
+        library.impl("linear", lambda left, right, bias: left.new_empty(left.shape[0], right.shape[0]), "Meta")
+        operators.library = library  # it lives as long as the operator, also if this module is loaded again
+    return hasattr(operators, "linear")
 
 
 def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
@@ -73,24 +83,23 @@ def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
 
 
 class _Layer(th.autograd.Function):
-    """One linear layer of every member of an ensemble, with its ReLU; shapes as in :func:`linear`."""
+    """One linear layer of every network of an ensemble, with its ReLU; shapes as in :func:`linear`."""
 
     @staticmethod
     def forward(ctx: Any, relu: bool, weight: th.Tensor, bias: th.Tensor, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:
         outputs = _forward(relu, weight, bias, inputs)
-        ctx.relu, ctx.n_members = relu, len(inputs)
+        ctx.relu, ctx.n_networks = relu, len(inputs)
         ctx.save_for_backward(weight, *inputs, *(outputs if relu else ()))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: th.Tensor) -> tuple[th.Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
-        inputs, outputs = saved[: ctx.n_members], saved[ctx.n_members :]
+        inputs, outputs = saved[: ctx.n_networks], saved[ctx.n_networks :]
         if ctx.relu:
             grads = tuple(th.ops.aten.threshold_backward(grad, output, 0) for grad, output in zip(grads, outputs, strict=True))
-        # What requires a gradient is not always asked for: the actor loss does not move the critics' weights.
-        asked: Any = th._C._will_engine_execute_node
-        for_weight, for_bias, *for_inputs = [node is not None and asked(node) for node, _ in ctx.next_functions]
+        # The actor loss asks for no gradient of the critics' weights, although these require one.
+        for_weight, for_bias, *for_inputs = torch_internals.wanted(node for node, _ in ctx.next_functions)
         weights = weight.unbind() if any(for_inputs) else [weight] * len(grads)
         return (
             None,
@@ -104,13 +113,13 @@ class _Layer(th.autograd.Function):
 
 
 def _forward(relu: bool, weight: th.Tensor, bias: th.Tensor, inputs: Sequence[th.Tensor]) -> tuple[th.Tensor, ...]:
-    members = zip(inputs, weight.transpose(1, 2).unbind(), bias.squeeze(1).unbind(), strict=True)
-    outputs = tuple(_linear(*member) for member in members)
+    networks = zip(inputs, weight.transpose(1, 2).unbind(), bias.squeeze(1).unbind(), strict=True)
+    outputs = tuple(_linear(*network) for network in networks)
     return tuple(map(th.relu_, outputs)) if relu else outputs
 
 
 def _weight_gradient(inputs: Sequence[th.Tensor], grads: Sequence[th.Tensor], transposed: bool) -> th.Tensor:
-    """xᵀg of every member, in memory as the weights, which may be transposed ones."""
+    """xᵀg of every network, with the strides of the weights, which may be transposed ones."""
     pairs = [(values.t(), grad.t()) for values, grad in zip(inputs, grads, strict=True)]
     if transposed:
         return th.stack([_multiply(grad, values) for values, grad in pairs]).transpose(1, 2)
@@ -118,7 +127,7 @@ def _weight_gradient(inputs: Sequence[th.Tensor], grads: Sequence[th.Tensor], tr
 
 
 def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu: bool = False) -> Sequence[th.Tensor]:
-    """One linear layer of every member of an ensemble, y_i = x_i W_i + b_i, or ReLU(y_i).
+    """One linear layer of every network of an ensemble, y_i = x_i W_i + b_i, or ReLU(y_i).
 
     :param inputs: N tensors (B, in)
     :param weight: (N, in, out)
@@ -128,7 +137,7 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
     """
     # In a compiled graph the products are replaced later.
     if th.compiler.is_compiling() or not is_large(inputs[0], weight.shape[1] * weight.shape[2]):
-        results = [th.addmm(*member) for member in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
+        results = [th.addmm(*network) for network in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
         return [result.relu() for result in results] if relu else results
     if not th.is_grad_enabled():
         return _forward(relu, weight, bias, inputs)
@@ -139,7 +148,7 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
 
 
 def replace_large_products(graph: th.fx.Graph) -> None:
-    """Put oneDNN in the place of large products."""
+    """Let oneDNN compute large products."""
     aten: Any = th.ops.aten
     for node in list(graph.nodes):
         if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
@@ -166,31 +175,7 @@ def replace_large_products(graph: th.fx.Graph) -> None:
         graph.erase_node(node)
 
 
+
 def large_products_pass() -> Any:
     """:func:`replace_large_products` as an option of ``torch.compile``; None if this PyTorch does not take it."""
-    try:
-        from torch._inductor import ir, lowering  # here: they load the compiler
-        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-
-        fall_back: Any = lowering.fallback_handler
-        register: Any = lowering.register_lowering
-    except (ImportError, AttributeError):
-        return None
-
-    call_onednn = fall_back(th.ops.mkldnn._linear_pointwise.default, add_to_fallback_set=False)
-
-    @register(th.ops.sb3_softac.linear.default, type_promotion_kind=None)  # type: ignore[untyped-decorator]
-    def lower(left: Any, right: Any, bias: Any) -> Any:
-        # oneDNN takes the second factor as it lies in memory. It would copy a transposed first one, slowly: the loop that
-        # makes that factor can write it in order.
-        return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, "none", [], "")
-
-    class LargeProducts(CustomGraphPass):
-        def __call__(self, graph: th.fx.Graph) -> None:
-            replace_large_products(graph)
-
-        def uuid(self) -> Any:
-            """What tells this pass from another one in the compiler's cache."""
-            return get_hash_for_files((__file__,))
-
-    return LargeProducts()
+    return torch_internals.onednn_graph_pass(replace_large_products, __file__) if has_operator() else None

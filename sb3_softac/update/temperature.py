@@ -14,8 +14,9 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_softac import losses, optimizers
-from sb3_softac.optimizers import Descend
+from sb3_softac.engine import OptimizerStep
+from sb3_softac.engine.optimizers import step as plain_step
+from sb3_softac.update import losses
 from sb3_softac.schedules import check_rate, parse_schedule
 
 TemperatureUpdate = Literal["dual", "log", "exp"]
@@ -29,12 +30,24 @@ class Temperature(nn.Module, ABC):
     def value(self) -> th.Tensor:
         """α, a scalar tensor without gradient."""
 
+    def at_most(self, maximum: float | th.Tensor) -> th.Tensor:
+        """α, a scalar tensor without gradient, below an upper bound that may change from step to step."""
+        return self.value
+
     @abstractmethod
-    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> th.Tensor | None:
+    def update(
+        self,
+        log_prob: th.Tensor,
+        target_entropy: float | th.Tensor | None = None,
+        maximum: float | th.Tensor | None = None,
+        apply_gradients: OptimizerStep = plain_step,
+    ) -> th.Tensor | None:
         """Adapt α to the log-probabilities of freshly drawn actions.
 
         :param log_prob: (B,), in nats
-        :param descend: does the step of the optimizer
+        :param target_entropy: H̄, in nats; None for the strategy's own
+        :param maximum: upper bound of α; None for the strategy's own
+        :param apply_gradients: lets a gradient enter α
         :return: the temperature loss (), or None when nothing is learned
         """
 
@@ -59,7 +72,13 @@ class FixedTemperature(Temperature):
     def value(self) -> th.Tensor:
         return self.ent_coef
 
-    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> None:
+    def update(
+        self,
+        log_prob: th.Tensor,
+        target_entropy: float | th.Tensor | None = None,
+        maximum: float | th.Tensor | None = None,
+        apply_gradients: OptimizerStep = plain_step,
+    ) -> None:
         return None
 
     def set_progress(self, progress_remaining: float) -> None:
@@ -78,16 +97,33 @@ class LearnedTemperature(Temperature):
 
     def __init__(self, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__()
-        self.maximum = None if maximum is None else _round_down(maximum)
+        self.set_maximum(maximum)
         self.target_entropy = target_entropy
         self.schedule = schedule
 
+    def set_maximum(self, maximum: float | None) -> None:
+        """Bound α, or None for no bound; it takes effect with the next value that is read."""
+        self.maximum = math.inf if maximum is None else _round_down(maximum)
+
     @abstractmethod
-    def loss(self, log_prob: th.Tensor) -> th.Tensor:
+    def unbounded(self) -> th.Tensor:
+        """α as its parameter has it, a scalar tensor without gradient."""
+
+    @property
+    def value(self) -> th.Tensor:
+        return self.at_most(self.maximum)
+
+    def at_most(self, maximum: float | th.Tensor) -> th.Tensor:
+        # The parameter is in its bounds, but for a bound that has changed since, and for exp(log x), which may round up.
+        value = self.unbounded()
+        return value if not isinstance(maximum, th.Tensor) and maximum == math.inf else value.clamp(max=maximum)
+
+    @abstractmethod
+    def loss(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
         """The loss whose gradient the update follows, () for (B,) log-probabilities."""
 
     @abstractmethod
-    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
+    def gradient(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
         """Derivative of the loss by the learned scalar, (): too little for automatic differentiation."""
 
     @abstractmethod
@@ -95,20 +131,32 @@ class LearnedTemperature(Temperature):
         """Set α, within its bounds."""
 
     @abstractmethod
-    def project(self) -> None:
+    def project(self, maximum: float | th.Tensor) -> None:
         """Bring the parameter back into its bounds, in place."""
 
+    @abstractmethod
+    def restart(self, value: float) -> None:
+        """Begin again at α = ``value``, with an optimizer that has done no step."""
+
     @th.no_grad()
-    def update(self, log_prob: th.Tensor, descend: Descend = optimizers.step) -> th.Tensor:
-        loss = self.loss(log_prob)
-        descend(self.optimizer, [self.gradient(log_prob)])
-        self.project()
+    def update(
+        self,
+        log_prob: th.Tensor,
+        target_entropy: float | th.Tensor | None = None,
+        maximum: float | th.Tensor | None = None,
+        apply_gradients: OptimizerStep = plain_step,
+    ) -> th.Tensor:
+        target_entropy = self.target_entropy if target_entropy is None else target_entropy
+        log_prob = log_prob.to(self.unbounded().dtype)  # under autocast it has another one
+        loss = self.loss(log_prob, target_entropy)
+        apply_gradients(self.optimizer, [self.gradient(log_prob, target_entropy)])
+        self.project(self.maximum if maximum is None else maximum)
         return loss
 
     def set_progress(self, progress_remaining: float) -> None:
-        rate = check_rate("ent_coef_learning_rate", float(self.schedule(progress_remaining)))
+        learning_rate = check_rate("ent_coef_learning_rate", float(self.schedule(progress_remaining)))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
 
 
 class DualTemperature(LearnedTemperature):
@@ -121,25 +169,28 @@ class DualTemperature(LearnedTemperature):
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__(maximum, target_entropy, schedule)
         self.ent_coef = nn.Parameter(th.tensor(float(initial)))
-        self.optimizer = th.optim.SGD(self.parameters(), lr=float(schedule(1.0)))
+        self.restart(initial)
 
-    @property
-    def value(self) -> th.Tensor:
+    def restart(self, value: float) -> None:
+        self.optimizer = th.optim.SGD(self.parameters(), lr=float(self.schedule(1.0)))
+        self.set_value(value)
+
+    def unbounded(self) -> th.Tensor:
         return self.ent_coef.detach()
 
-    def loss(self, log_prob: th.Tensor) -> th.Tensor:
-        return losses.dual_temperature_loss(self.ent_coef, log_prob, self.target_entropy)
+    def loss(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return losses.dual_temperature_loss(self.ent_coef, log_prob, target_entropy)
 
-    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
-        return losses.entropy_gap(log_prob, self.target_entropy)
+    def gradient(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return losses.entropy_gap(log_prob, target_entropy)
 
     def set_value(self, value: float) -> None:
         with th.no_grad():
             self.ent_coef.fill_(value)
-            self.project()
+            self.project(self.maximum)
 
-    def project(self) -> None:
-        self.ent_coef.clamp_(min=0.0, max=self.maximum)
+    def project(self, maximum: float | th.Tensor) -> None:
+        self.ent_coef.clamp_(min=0.0).clamp_(max=maximum)
 
 
 class LogTemperature(LearnedTemperature):
@@ -148,38 +199,38 @@ class LogTemperature(LearnedTemperature):
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__(maximum, target_entropy, schedule)
         self.log_ent_coef = nn.Parameter(th.tensor(math.log(initial)))
-        self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)), fused=True)
+        self.restart(initial)
 
-    @property
-    def value(self) -> th.Tensor:
-        # exp(log x) may round to more than x.
-        value = self.log_ent_coef.detach().exp()
-        return value if self.maximum is None else value.clamp(max=self.maximum)
+    def restart(self, value: float) -> None:
+        self.optimizer = th.optim.Adam(self.parameters(), lr=float(self.schedule(1.0)), fused=True)
+        self.set_value(value)
 
-    def loss(self, log_prob: th.Tensor) -> th.Tensor:
-        return losses.log_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+    def unbounded(self) -> th.Tensor:
+        return self.log_ent_coef.detach().exp()
 
-    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
-        return losses.entropy_gap(log_prob, self.target_entropy)
+    def loss(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return losses.log_temperature_loss(self.log_ent_coef, log_prob, target_entropy)
+
+    def gradient(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return losses.entropy_gap(log_prob, target_entropy)
 
     def set_value(self, value: float) -> None:
         with th.no_grad():
             self.log_ent_coef.fill_(math.log(value))
-            self.project()
+            self.project(self.maximum)
 
-    def project(self) -> None:
-        if self.maximum is not None:
-            self.log_ent_coef.clamp_(max=math.log(self.maximum))
+    def project(self, maximum: float | th.Tensor) -> None:
+        self.log_ent_coef.clamp_(max=maximum.log() if isinstance(maximum, th.Tensor) else math.log(maximum))
 
 
 class ExpTemperature(LogTemperature):
     """Adam on log α with the loss −α · mean(log π + H̄), as in softlearning and CleanRL."""
 
-    def loss(self, log_prob: th.Tensor) -> th.Tensor:
-        return losses.exp_temperature_loss(self.log_ent_coef, log_prob, self.target_entropy)
+    def loss(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return losses.exp_temperature_loss(self.log_ent_coef, log_prob, target_entropy)
 
-    def gradient(self, log_prob: th.Tensor) -> th.Tensor:
-        return self.loss(log_prob)  # d/dlog α of α·x is α·x
+    def gradient(self, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
+        return self.loss(log_prob, target_entropy)  # d/dlog α of α·x is α·x
 
 
 #: (initial α, maximum, H̄, schedule) → temperature
@@ -229,7 +280,7 @@ def make_temperature(
     :param maximum: upper bound of a learned α, or None
     :param target_entropy: H̄ of a learned α, in nats
     :param schedule: learning rate of a learned α
-    :param clip_initial: lower an initial value above ``maximum`` to it: another α is put in place afterwards
+    :param clip_initial: lower an initial value above ``maximum`` to it: another α follows
     :raises ValueError: malformed ``ent_coef``, or an initial value above ``maximum``
     """
     if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):

@@ -79,7 +79,7 @@ def bellman_target(
     dones: th.Tensor,
     discounts: th.Tensor,
     next_value: th.Tensor,
-    reward_scale: float = 1.0,
+    reward_scale: float | th.Tensor = 1.0,
 ) -> th.Tensor:
     """Regression target of the critics, y = k·r + γ(1 − d)·V(s') (1801.01290, eq. 8; 1812.05905, eq. 5).
 
@@ -94,6 +94,24 @@ def bellman_target(
     """
     _check(rewards=rewards, dones=dones, discounts=discounts, next_value=next_value)
     return (reward_scale * rewards + discounts * (1.0 - dones) * next_value).detach()
+
+
+def later_entropies(log_probs: th.Tensor, discounts: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """Entropies that a soft n-step return has between s and s', Σ_{k=1}^{n−1} γ^k·α·H(π(·|s_k)).
+
+    The soft value of a state contains the entropy of every state that follows (1812.05905, eq. 3); an n-step return of
+    rewards alone leaves out those of the n − 1 states in between.
+
+    :param log_probs: (B, n − 1) log π(ã_k|s_k) of a fresh action, or Σ_a π log π of discrete ones, in nats
+    :param discounts: (B, n − 1) γ^k where the trajectory goes on to s_k, 0 where it has ended before
+    :param ent_coef: () temperature α
+    :return: (B,), without gradient
+    """
+    if log_probs.ndim != 2 or log_probs.shape != discounts.shape:
+        raise ValueError(
+            f"log_probs has shape {tuple(log_probs.shape)}, discounts {tuple(discounts.shape)}, expected one (B, n - 1)."
+        )
+    return -(ent_coef * discounts * log_probs).sum(dim=1).detach()
 
 
 def critic_loss(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
@@ -140,7 +158,7 @@ def discrete_actor_loss(q: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor)
     return -discrete_soft_value(q.detach(), log_probs, ent_coef.detach()).mean()
 
 
-def entropy_gap(log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+def entropy_gap(log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
     """Ĥ − H̄ with Ĥ = −mean_B log π: dJ(α)/dα of the dual form, dJ(log α)/dlog α of SB3's.
 
     :param log_prob: (B,) log π(ã|s), or Σ_a π log π of discrete actions, in nats, held constant
@@ -151,7 +169,7 @@ def entropy_gap(log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
     return -log_prob.detach().mean() - target_entropy
 
 
-def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
     """J(α) = α·(Ĥ − H̄) with Ĥ = −mean_B log π (1812.05905, eqs. 17 and 18), so that dJ/dα = Ĥ − H̄.
 
     :param ent_coef: () α itself, the Lagrange multiplier
@@ -162,7 +180,7 @@ def dual_temperature_loss(ent_coef: th.Tensor, log_prob: th.Tensor, target_entro
     return ent_coef * entropy_gap(log_prob, target_entropy)
 
 
-def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
     """J(log α) = −log α · mean_B (log π + H̄), the form of SB3 and SBX.
 
     Deviation from 1812.05905, eq. 18: α is replaced by log α, which drops a factor α from the gradient.
@@ -175,7 +193,7 @@ def log_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_en
     return dual_temperature_loss(log_ent_coef, log_prob, target_entropy)
 
 
-def exp_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float) -> th.Tensor:
+def exp_temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float | th.Tensor) -> th.Tensor:
     """J(log α) = −α · mean_B (log π + H̄) with α = e^{log α}, the form of softlearning and CleanRL.
 
     :param log_ent_coef: () log α

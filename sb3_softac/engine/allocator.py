@@ -1,4 +1,4 @@
-"""Memory of tensors that a gradient step frees and the next one needs again."""
+"""What glibc does with the memory of tensors that a gradient step frees and the next one needs again."""
 
 import ctypes
 import functools
@@ -7,8 +7,8 @@ import platform
 
 #: glibc's names for what it can be told (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-#: larger blocks go back to the system when they are freed, as does free memory at the top of the heap beyond so much; the
-#: first is the most that every glibc takes
+#: larger blocks are returned when they are freed, as is free memory at the top of the heap beyond so much; the first is the
+#: most that every glibc takes
 LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 256 * 2**20
 
 
@@ -16,7 +16,7 @@ LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 256 * 2**20
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next tensors of the process, and say whether it does.
 
-    By itself it returns the large tensors of a gradient step to the system each time, and the system then clears the pages
+    By itself it returns the large tensors of a gradient step to the kernel each time, and the kernel then clears the pages
     for the next step, with ten critics for a good part of the time. What the user has told glibc stays;
     ``SB3_SOFTAC_NO_MALLOPT=1`` leaves it alone.
     """

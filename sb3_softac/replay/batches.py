@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_softac.replay.soft_n_step import later_states
 
 #: how many bytes are gathered at once: more would leave the processor's cache, and cost memory
 BLOCK_BYTES = 2**21
@@ -30,23 +32,39 @@ class Batch(NamedTuple):
     dones: th.Tensor  # (B,), 1 for a true termination only
     rewards: th.Tensor  # (B,)
     discounts: th.Tensor  # (B,), gamma to the number of steps behind the reward
+    # With soft n-step returns, the n − 1 states in between:
+    later_observations: th.Tensor | None = None  # (B·(n − 1), ...), those of the first transition first
+    later_discounts: th.Tensor | None = None  # (B, n − 1), gamma^k, 0 where the trajectory has ended before
 
 
-def sample(buffer: ReplayBuffer, batch_size: int, gamma: float, vec_normalize: VecNormalize | None = None) -> Batch:
+def sample(
+    buffer: ReplayBuffer,
+    batch_size: int,
+    gamma: float,
+    vec_normalize: VecNormalize | None = None,
+    soft_n_step: bool = False,
+) -> Batch:
     """One batch from any of SB3's replay buffers.
 
     :param buffer: the buffer
     :param batch_size: B
     :param gamma: discount where the buffer does not give one for each transition
     :param vec_normalize: normalises observations and rewards
+    :param soft_n_step: add the states inside an n-step return, of an ``NStepReplayBuffer``
     """
-    data = buffer.sample(batch_size, env=vec_normalize)
+    later: tuple[th.Tensor | None, th.Tensor | None] = (None, None)
+    if soft_n_step:
+        assert isinstance(buffer, NStepReplayBuffer), "checked at construction"
+        data, *later_tensors = later_states(buffer, batch_size, vec_normalize)
+        later = (later_tensors[0], later_tensors[1])
+    else:
+        data = buffer.sample(batch_size, env=vec_normalize)
     rewards = data.rewards.squeeze(1)
     discounts = th.full_like(rewards, gamma) if data.discounts is None else data.discounts.squeeze(1)
     actions = data.actions
     if isinstance(buffer.action_space, spaces.Discrete):
         actions = actions.squeeze(1).long() - int(buffer.action_space.start)
-    return Batch(data.observations, actions, data.next_observations, data.dones.squeeze(1), rewards, discounts)
+    return Batch(data.observations, actions, data.next_observations, data.dones.squeeze(1), rewards, discounts, *later)
 
 
 class _Block:
@@ -175,16 +193,16 @@ class BlockSampler:
     def _fill(self, columns: dict[str, npt.NDArray[np.float32]], rows: npt.NDArray[np.int64]) -> None:
         buffer = self.buffer
         for name, column in columns.items():
-            _gather(getattr(buffer, name), rows, column)
+            _gather(getattr(buffer, name), rows, column, self.start or 0 if name == "actions" else 0)
         columns["dones"] *= 1.0 - buffer.timeouts.reshape(-1, 1)[rows]
-        if self.start:
-            columns["actions"] -= self.start
 
 
-def _gather(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
+def _gather(
+    array: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[np.float32], subtracted: int = 0
+) -> None:
     """Write the chosen rows of a buffer's (capacity, environments, ...) into ``out``, as float32."""
     flat = array.reshape(-1, out.shape[1])
     if flat.dtype == out.dtype:
         flat.take(rows, axis=0, out=out, mode="clip")  # the other modes would copy once more
     else:
-        out[...] = flat[rows]
+        out[...] = flat[rows] - subtracted  # as integers: float32 does not hold large ones

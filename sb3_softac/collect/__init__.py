@@ -1,0 +1,23 @@
+"""What happens between two updates: actions, and what of an environment's answers may be stored."""
+
+from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
+from sb3_softac.collect.exploration import CollectingAlgorithm
+from sb3_softac.collect.validation import (
+    StoredUpTo,
+    check_statistics,
+    check_wrappers,
+    close_trajectory,
+    find_non_finite,
+)
+
+__all__ = [
+    "CapturedActor",
+    "CollectingAlgorithm",
+    "DirectActor",
+    "StoredUpTo",
+    "check_statistics",
+    "check_wrappers",
+    "close_trajectory",
+    "find_non_finite",
+    "make_actor",
+]

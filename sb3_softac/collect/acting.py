@@ -1,0 +1,212 @@
+"""Actions for the collection of experience, without the overhead of ``predict`` and of calling modules for a few rows.
+
+``predict`` costs several times the arithmetic of a small actor. Most actors are MLPs on flat observations, and for these a few
+functions on the same weights do the same; on a GPU one captured graph does. Whatever is not exactly our own actor, made of
+known layers, falls back to ``predict()``, also if somebody changes it while it acts.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+from sb3_softac.engine import ModuleGuards, graphs, torch_internals
+from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.networks import MLP, Actor, CategoricalActor, CnnPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.networks.distributions import SquashedGaussian
+
+Array = npt.NDArray[Any]
+
+ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
+#: attributes that a distribution of ours has; any other would hide one of its methods
+DISTRIBUTION_STATE = {"action_dim", "distribution", "mean_actions", "log_std", "gaussian_actions"}
+
+
+def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
+    """The layer with the weights that it has at this moment, without what calling a module costs."""
+    own = layer._parameters
+    result: th.Tensor = nn.functional.linear(values, own["weight"], own["bias"])
+    return result
+
+
+class DirectActor:
+    """Samples actions as ``policy`` does, from the same random numbers.
+
+    :param policy: one for which :meth:`can_act` holds
+    """
+
+    def __init__(self, policy: SoftACPolicy) -> None:
+        self.policy = policy
+        self.actor: Any = policy.actor
+        self.layers: list[nn.Module] = list(self.actor.latent_pi)
+        self._guards = ModuleGuards([self.actor])
+
+    @staticmethod
+    def can_act(policy: SoftACPolicy) -> bool:
+        """Whether ``policy`` is an MLP of known layers on flat observations, on the CPU, and nothing in it is user-defined."""
+        return (
+            is_plain_mlp(policy)
+            and policy.device.type == "cpu"
+            and all(parameter.dtype == th.float32 for parameter in policy.actor.parameters())
+        )
+
+    def holds(self, policy: SoftACPolicy) -> bool:
+        """Whether it still acts as ``policy`` does."""
+        return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
+
+    def __call__(self, observations: Array) -> Array:
+        """Sample an action for each observation.
+
+        :param observations: (n, ...)
+        :return: (n, A) scaled to [−1, 1], or discrete actions (n,) counted from 0
+        :raises TrainingDivergedError: the actions are NaN
+        """
+        # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only. NumPy does no matmul: its threads
+        # and PyTorch's would take each other's processors while they wait for work.
+        hidden = th.from_numpy(np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C"))
+        with th.no_grad():
+            for layer in self.layers:
+                activation = ACTIVATIONS.get(type(layer))
+                hidden = _linear(layer, hidden) if activation is None else activation(hidden)
+            if isinstance(self.actor, CategoricalActor):
+                probabilities = th.softmax(_linear(self.actor.logits, hidden), dim=1)
+                refuse_nan(probabilities.numpy())
+                return th.multinomial(probabilities, 1).squeeze(1).numpy()
+            mean = _linear(self.actor.mu, hidden)
+            noise = th.randn(mean.shape)
+            actions: Array = noise.mul_(self._log_std(hidden).exp()).add_(mean).tanh_().numpy()
+        refuse_nan(actions)
+        return actions
+
+    def _log_std(self, hidden: th.Tensor) -> th.Tensor:
+        actor = self.actor
+        raw: th.Tensor = actor.log_std if actor.log_std_mode == "free" else _linear(actor.log_std, hidden)
+        low, high = actor.log_std_bounds
+        if actor.log_std_bounding == "tanh":
+            bounded: th.Tensor = low + 0.5 * (high - low) * (1.0 + th.tanh(raw))
+            return bounded
+        return raw.clamp(low, high)
+
+
+class CapturedActor:
+    """Samples actions as ``policy`` does, by one CUDA graph between two copies.
+
+    :param policy: one for which :meth:`can_act` holds
+    :param n_envs: n, the number of observations in each call
+    """
+
+    def __init__(self, policy: SoftACPolicy, n_envs: int) -> None:
+        self.policy = policy
+        self.actor: Any = policy.actor
+        self._guards = ModuleGuards([self.actor])
+        on_gpu = policy.device.type == "cuda"
+        space = policy.observation_space
+        dtype = th.from_numpy(np.zeros(0, space.dtype)).dtype
+        self.staging = th.zeros((n_envs, *(space.shape or ())), dtype=dtype, device="cpu", pin_memory=on_gpu)
+        self.observations = self.staging.to(policy.device, copy=True)
+        self.addresses = graphs.MemoryAddresses(policy.actor.parameters())
+        with th.random.fork_rng([policy.device] if on_gpu else []):  # what is built to act has not acted yet
+            graphs.warm_up(policy.device, self._act)
+        self.graph = graphs.CudaGraph(self._act, policy.device)
+
+    @staticmethod
+    def can_act(policy: SoftACPolicy) -> bool:
+        """Whether ``policy`` is an MLP of known layers on flat observations, on a GPU, and nothing in it is user-defined."""
+        return policy.device.type in graphs.CAPTURING and is_plain_mlp(policy)
+
+    def holds(self, policy: SoftACPolicy) -> bool:
+        """Whether it still acts as ``policy`` does."""
+        return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
+
+    @th.no_grad()
+    def _act(self) -> th.Tensor:
+        if not isinstance(self.actor, CategoricalActor):
+            actions: th.Tensor = self.actor(self.observations)
+            return actions
+        # A device fails for good when it draws from NaN: then the action is -1.
+        probabilities = self.actor.log_probs(self.observations).exp()
+        broken = probabilities.isnan().any(dim=1)
+        drawn = th.multinomial(probabilities.nan_to_num(nan=1.0), 1).squeeze(1)
+        return drawn.masked_fill(broken, -1)
+
+    def __call__(self, observations: Array) -> Array:
+        """As in ``DirectActor``."""
+        if not self.addresses.hold():  # the weights have been given other memory
+            self.addresses = graphs.MemoryAddresses(self.policy.actor.parameters())
+            self.graph = graphs.CudaGraph(self._act, self.policy.device)
+        # The last call ended with a copy to the host: nothing reads the staging any more.
+        self.staging.copy_(th.from_numpy(np.array(observations, order="C")))  # a copy, as in `DirectActor`
+        self.observations.copy_(self.staging, non_blocking=True)
+        actions: Array = self.graph.replay().to("cpu", copy=True).numpy()
+        refuse_nan(actions if actions.dtype.kind == "f" else np.where(actions < 0, np.nan, 0.0))
+        return actions
+
+
+def refuse_nan(values: Array) -> None:
+    """Actions, or the probabilities that they are drawn from, which must not reach an environment.
+
+    :raises TrainingDivergedError: NaN among them
+    """
+    if np.isnan(values).any():
+        raise TrainingDivergedError(
+            "The training has diverged: the policy's actions are NaN. None of them was sent to the environment. A lower "
+            "learning rate, `max_grad_norm`, `ent_coef_max` or smaller rewards may help."
+        )
+
+
+def is_plain_mlp(policy: SoftACPolicy) -> bool:
+    """Whether the policy is ours, an MLP of known layers on flat observations, and nothing in it is user-defined."""
+    space, actor = policy.observation_space, policy.actor
+    return (
+        type(policy) in (SoftACPolicy, CnnPolicy, MultiInputPolicy)
+        and type(actor) in (Actor, CategoricalActor)
+        and type(actor.features_extractor) is FlattenExtractor
+        and not policy.use_sde
+        and isinstance(space, spaces.Box)
+        and not is_image_space(space)
+        and type(actor.latent_pi) is MLP
+        and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
+        and all(type(layer) is nn.Linear for layer in _output_layers(actor))
+        and not torch_internals.has_hooks((policy, *actor.modules()))
+        and not any("forward" in vars(module) for module in actor.modules())
+        and has_own_methods(policy)
+    )
+
+
+def _output_layers(actor: Any) -> list[nn.Module]:
+    if isinstance(actor, CategoricalActor):
+        return [actor.logits]
+    return [actor.mu] if actor.log_std_mode == "free" else [actor.mu, actor.log_std]
+
+
+def has_own_methods(policy: SoftACPolicy) -> bool:
+    """Whether no method that ``predict`` would call has been replaced on an object: the guards do not see all of these."""
+    if torch_internals.has_global_hooks() or not vars(policy).keys().isdisjoint(("predict", "_predict", "forward")):
+        return False
+    actor = policy.actor
+    if isinstance(actor, CategoricalActor):
+        return vars(actor).keys().isdisjoint(("forward", "log_probs", "action_log_prob", "sample", "extract_features"))
+    return type(actor.action_dist) is SquashedGaussian and vars(actor.action_dist).keys() <= DISTRIBUTION_STATE
+
+
+def make_actor(policy: SoftACPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:
+    """The fastest way to act for ``policy``, or None if there is none but ``predict``.
+
+    :param policy: policy that acts
+    :param n_envs: number of environments
+    :param capture: whether CUDA graphs are allowed
+    """
+    if capture and CapturedActor.can_act(policy):
+        try:
+            return CapturedActor(policy, n_envs)
+        except RuntimeError as error:
+            warnings.warn(f"Acting could not be captured in a CUDA graph and falls back to predict(): {error}", stacklevel=2)
+            return None
+    return DirectActor(policy) if DirectActor.can_act(policy) else None

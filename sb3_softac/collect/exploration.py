@@ -1,0 +1,123 @@
+"""What differs from SB3's ``OffPolicyAlgorithm`` between two updates: how actions are sampled, and what is stored."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_softac.collect.acting import make_actor
+from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
+
+
+class CollectingAlgorithm(OffPolicyAlgorithm):
+    """An off-policy algorithm that acts directly on the weights of its policy, and stores whole trajectories."""
+
+    _runtime: Any
+    random_steps: int | None
+    compile: Any
+
+    def _choose_actor(self) -> None:
+        """Find the fastest way to act that samples what ``predict`` would."""
+        own_predict = type(self).predict is not BaseAlgorithm.predict or "predict" in vars(self)
+        capture = self.compile is not False
+        self._runtime.actor = None if own_predict else make_actor(self.policy, self.n_envs, capture)  # type: ignore[arg-type]  # ours
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        random_steps = learning_starts if self.random_steps is None else self.random_steps
+        actor = self._runtime.actor
+        if actor is not None and not actor.holds(self.policy):
+            self._choose_actor()
+            actor = self._runtime.actor
+        if self.num_timesteps < random_steps or actor is None:
+            return super()._sample_action(random_steps, action_noise, n_envs)
+        assert isinstance(self._last_obs, np.ndarray)
+        actions = actor(self._last_obs)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions + self.action_space.start
+            return actions, actions
+        assert isinstance(self.action_space, spaces.Box)
+        precision = np.result_type(self.action_space.low, actions)  # that of SB3's rescaling
+        actions = actions.reshape(-1, *self.action_space.shape).astype(precision, copy=False)
+        if action_noise is not None:
+            actions = np.clip(actions + action_noise(), -1, 1)
+        return self.policy.unscale_action(actions), actions
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """As in SB3, but the step after which a callback stops the training is stored, too.
+
+        SB3 leaves it out: the next transition would then start one step later than the stored one ends. What is interrupted
+        in another way begins again with a reset.
+        """
+        try:
+            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+            if not rollout.continue_training:
+                self._store_last_step(callback.locals)
+        except BaseException:
+            self._interrupt_episode()
+            raise
+        return rollout
+
+    def _store_last_step(self, step: dict[str, Any]) -> None:
+        """Do for the step before a stop what SB3 does after all others; ``step`` holds its local variables."""
+        self._update_info_buffer(step["infos"], step["dones"])
+        self._store_transition(
+            step["replay_buffer"], step["buffer_actions"], step["new_obs"], step["rewards"], step["dones"], step["infos"]
+        )
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self._on_step()
+        ended = np.flatnonzero(step["dones"])
+        self._episode_num += len(ended)
+        if self.action_noise is not None and len(ended) > 0:
+            self.action_noise.reset(**({"indices": ended.tolist()} if self.n_envs > 1 else {}))
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray[Any, Any],
+        new_obs: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
+        reward: np.ndarray[Any, Any],
+        dones: np.ndarray[Any, Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        stored_obs, stored_reward = new_obs, reward
+        if self._vec_normalize_env is not None:
+            stored_obs = self._vec_normalize_env.get_original_obs()
+            stored_reward = self._vec_normalize_env.get_original_reward()
+        self._refuse_non_finite("reward", stored_reward)
+        self._refuse_non_finite("observation", stored_obs)
+        for info, done in zip(infos, dones, strict=True):
+            if done and info.get("terminal_observation") is not None:
+                self._refuse_non_finite("terminal observation", info["terminal_observation"])
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._runtime.stored = StoredUpTo(replay_buffer, self._last_obs)
+
+    def _refuse_non_finite(self, cause: str, values: Any) -> None:
+        """One NaN in the replay buffer ruins every network, long after its cause is gone."""
+        found = find_non_finite(cause, values)
+        if found is None:
+            return
+        self._interrupt_episode()
+        advice = "" if self._vec_normalize_env is None else " VecNormalize has counted it in its statistics: reload those."
+        raise ValueError(
+            f"Training stopped at step {self.num_timesteps}: the environment returned a non-finite {found}. "
+            f"Nothing of this step was stored in the replay buffer.{advice}"
+        )
+
+    def _interrupt_episode(self) -> None:
+        """Begin the next ``learn`` with a reset, and let no n-step return or hindsight goal reach across it."""
+        self._last_obs = None
+        close_trajectory(self.replay_buffer)
+
+    def _continue_or_close_trajectory(self) -> None:
+        """What is stored next must start where the newest stored transition ends, or the trajectory ends there."""
+        if not self._runtime.stored.continues(self.replay_buffer, self._last_obs):
+            close_trajectory(self.replay_buffer)

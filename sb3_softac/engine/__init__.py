@@ -1,0 +1,21 @@
+"""How gradient steps run: eager, compiled or captured in a CUDA graph, and the arithmetic that makes each fast.
+
+The lowest wing of the house: it knows nothing of algorithms, networks or buffers.
+"""
+
+from sb3_softac.engine.engine import Compile, Engine, Metrics, UpdateFlags, missing_for_compilation, why_only_eager
+from sb3_softac.engine.graphs import AsyncMetrics
+from sb3_softac.engine.guards import ModuleGuards
+from sb3_softac.engine.optimizers import OptimizerStep
+
+__all__ = [
+    "AsyncMetrics",
+    "Compile",
+    "Engine",
+    "Metrics",
+    "ModuleGuards",
+    "OptimizerStep",
+    "UpdateFlags",
+    "missing_for_compilation",
+    "why_only_eager",
+]

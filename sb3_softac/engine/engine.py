@@ -1,0 +1,423 @@
+"""Three ways to run the same gradient step: eager, compiled, or captured in a CUDA graph.
+
+An update is written once, as a function of tensors; an :class:`Engine` decides how it runs. It belongs to the running
+process, not to the model: it is neither saved nor copied. It knows of an update what :class:`Update` says, and of its
+networks what :class:`ModuleGuards` sees; when that changes it builds the step again.
+"""
+
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch as th
+from torch import nn
+
+from sb3_softac.engine import graphs, matmul, optimizers, torch_internals
+from sb3_softac.engine.allocator import keep_freed_memory
+from sb3_softac.engine.guards import ModuleGuards, obstacle_in, tensor_hook_in
+from sb3_softac.engine.optimizers import OptimizerStep, TensorOptimizers
+
+Compile: TypeAlias = Literal["auto"] | bool
+
+#: gradient steps from which on compiling, which takes 15 to 60 seconds, pays off; see docs/benchmarks.md
+WORTH_COMPILING = 20_000
+#: gradient steps of a kind that run eagerly first: they create the states of the optimizers
+WARM_UP = 1
+#: the same before a capture, during which libraries must not allocate what they need at first use
+CAPTURE_WARM_UP = 3
+#: after so many builds of one kind of step, it is run eagerly: something changes again and again
+MOST_BUILDS = 5
+
+
+class UpdateFlags(NamedTuple):
+    """What a gradient step updates besides what it always does."""
+
+    actor: bool  # actor and temperature, every `policy_delay`-th step
+    targets: bool  # every `target_update_interval`-th step
+
+
+class Metrics(NamedTuple):
+    """What one gradient step reports; the values stay on the device."""
+
+    names: tuple[str, ...]
+    values: th.Tensor  # (len(names),)
+
+
+class Update(Protocol):
+    """A gradient step, and what it says of itself."""
+
+    #: whether it computes the same in every step, by tensor operations alone
+    compilable: bool
+
+    @property
+    def settings(self) -> Hashable:
+        """All options that the step holds as constants."""
+
+    @property
+    def device(self) -> th.device:
+        """Where it computes."""
+
+    def modules(self) -> Sequence[nn.Module]:
+        """Everything with weights that it reads or writes."""
+
+    def optimizers(self, flags: UpdateFlags) -> Sequence[th.optim.Optimizer]:
+        """The optimizers that a step uses."""
+
+    def obstacle(self) -> str | None:
+        """Why it can run in eager mode only, or None."""
+
+    def refresh(self) -> None:
+        """Called where its modules have changed since it ran."""
+
+    def numbers(self) -> Any:
+        """A named tuple of the floats that may change in every step."""
+
+    def draw_noise(self, batch_size: int, flags: UpdateFlags) -> Any:
+        """A named tuple of the random tensors of a step; None for those that it draws by itself."""
+
+    def __call__(self, batch: Any, noise: Any, flags: UpdateFlags, numbers: Any, optimizer_step: OptimizerStep) -> Metrics:
+        """One gradient step. Noise may be None: all is then drawn inside."""
+
+
+BuiltStep: TypeAlias = Callable[[Any, Any], Metrics]
+
+
+def missing_for_compilation(device: th.device) -> str | None:
+    """What ``torch.compile`` needs on this machine and does not find, or None."""
+    if not torch_internals.can_trace_gradients():
+        return f"PyTorch 2.11 or newer, and this is {th.__version__}"
+    if device.type == "cuda":
+        return None  # triton comes with PyTorch; whether it works shows at the first call
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"] + ["cl"] * (sys.platform == "win32")
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return f"a C++ compiler on PATH ({' or '.join(compilers)})"
+    return None
+
+
+def why_only_eager(update: Update) -> str | None:
+    """Why the step can be neither compiled nor captured, or None."""
+    obstacle = update.obstacle() or tensor_hook_in(module for root in update.modules() for module in root.modules())
+    if obstacle is not None:
+        return obstacle
+    for optimizer in update.optimizers(UpdateFlags(actor=True, targets=True)):
+        if not optimizers.can_replace(optimizer):
+            return (
+                f"the optimizer {type(optimizer).__name__}, with its options, is none of Adam, AdamW (without amsgrad) and "
+                "SGD (without momentum), or it has hooks"
+            )
+    return None
+
+
+def why_ask_first(update: Update) -> str | None:
+    """What might do in every step what a graph would do only once, or None; ``compile=True`` says that nothing does."""
+    obstacle = obstacle_in(module for root in update.modules() for module in root.modules())
+    if obstacle is None and not update.compilable:
+        obstacle = f"{type(update).__name__} says `compilable = False`"
+    return obstacle and f"{obstacle}; compile=True compiles it all the same"
+
+
+def _run(update: Update, batch: Any, noise: Any, flags: UpdateFlags, numbers: Any, optimizer_step: OptimizerStep) -> Metrics:
+    return update(batch, noise, flags, numbers, optimizer_step)
+
+
+class CompiledStep:
+    """The gradient step as one graph of ``torch.compile``; its first call compiles."""
+
+    def __init__(self, update: Update, flags: UpdateFlags, numbers: Any, optimizer_step: TensorOptimizers) -> None:
+        # The engine watches whatever could change. PyTorch would look at every attribute of every module in each call;
+        # without that, each compiled step needs a code object of its own.
+        own = FunctionType(_run.__code__.replace(), globals())
+        options: dict[str, Any] = {
+            "fallback_random": True,  # with PyTorch's own random numbers dropout draws the same masks as in eager mode
+            "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
+            "size_asserts": False,
+        }
+        if update.device.type == "cpu":
+            options["cpp_wrapper"] = sys.platform == "linux"  # what starts the kernels is compiled, too; elsewhere it may fail
+            replacement = matmul.large_products_pass() if matmul.ONEDNN_IS_FASTER else None
+            if replacement is not None:
+                options["post_grad_custom_post_pass"] = replacement
+        compiled = th.compile(own, fullgraph=True, dynamic=False, options=options)
+        self.step: BuiltStep = lambda batch, noise: compiled(update, batch, noise, flags, numbers, optimizer_step)
+        self.has_run = False
+
+    def __call__(self, batch: Any, noise: Any) -> Metrics:
+        if self.has_run:
+            return self.step(batch, noise)
+        with graphs.BUILD_LOCK, torch_internals.tracing_gradients(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about PyTorch's own code
+            metrics = self.step(batch, noise)
+        self.has_run = True
+        return metrics
+
+
+class CapturedStep:
+    """The gradient step as one CUDA graph, on inputs of its own.
+
+    :param step: the step to capture
+    :param batch: a batch of the right shapes
+    :param noise: noise of the right shapes
+    :param tensors: all else that the step reads and writes
+    """
+
+    def __init__(self, step: BuiltStep, batch: Any, noise: Any, tensors: Iterable[th.Tensor]) -> None:
+        self.step = step  # a compiled one owns tensors that the graph uses
+        self.batch, self.noise = graphs.clone_inputs(batch), graphs.clone_inputs(noise)
+        self.addresses = graphs.MemoryAddresses(tensors)
+        self.names: tuple[str, ...] = ()
+
+        def function() -> th.Tensor:
+            self.names, values = step(self.batch, self.noise)
+            return values
+
+        self.graph = graphs.CudaGraph(function, batch.rewards.device)
+
+    def __call__(self, batch: Any, noise: Any) -> Metrics:
+        graphs.overwrite_inputs(self.batch, batch)
+        graphs.overwrite_inputs(self.noise, noise)
+        return Metrics(self.names, self.graph.replay().clone())
+
+
+class _CachedStep:
+    """One kind of gradient step, by its flags and the shapes of its batch."""
+
+    def __init__(self) -> None:
+        self.n_warm_up = 0
+        self.optimizer_step: TensorOptimizers | None = None
+        self.step: BuiltStep | None = None
+
+
+class _State:
+    """A copy of everything that a gradient step changes, to put it back after one that failed half-way."""
+
+    def __init__(self, update: Update, optimizers_now: Sequence[th.optim.Optimizer]) -> None:
+        tensors = [*_tensors_of(update)]
+        tensors += [v for o in optimizers_now for s in o.state.values() for v in s.values() if isinstance(v, th.Tensor)]
+        self.copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        self.device = update.device
+        self.rng = th.get_rng_state()
+        self.cuda_rng = th.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    @th.no_grad()
+    def restore(self) -> None:
+        for tensor, copy in self.copies:
+            tensor.copy_(copy)
+        th.set_rng_state(self.rng)
+        if self.cuda_rng is not None:
+            th.cuda.set_rng_state(self.cuda_rng, self.device)
+
+
+class Engine:
+    """Runs the gradient steps of one update, or of the one that takes its place."""
+
+    def __init__(self) -> None:
+        self.decided = False
+        self.compiles = False
+        self.captures = False
+        #: gradient steps that have run, and how many of the fast kinds of step have been built
+        self.n_steps = 0
+        self.n_builds = 0
+        #: tells the user what takes long
+        self.announce: Callable[[str], None] | None = None
+        self._failed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop everything that was built."""
+        self._update: Update | None = None
+        self._settings: Hashable = None
+        self._guards: ModuleGuards | None = None
+        self._cached: dict[Any, _CachedStep] = {}
+        self._builds: Counter[Any] = Counter()
+        self._numbers: Any = None
+        self._number_tensors: Any = None
+
+    def reset(self) -> None:
+        """Drop everything that was built, and decide again."""
+        self.decided = False
+        self._forget()
+
+    def decide(self, update: Update, compile: Compile, planned: int | None) -> str:
+        """Choose how the gradient steps to come are run.
+
+        :param update: the gradient step
+        :param compile: the user's choice
+        :param planned: number of gradient steps to come, or None if it is unknown
+        :return: what was chosen and why, in words
+        """
+        if update.device.type == "cpu":
+            keep_freed_memory()
+        before = self.compiles, self.captures
+        obstacle = why_only_eager(update) or (why_ask_first(update) if compile == "auto" else None)
+        if compile is False:
+            obstacle = "compile=False"
+        elif self._failed:
+            obstacle = "it failed before"
+        self.compiles, reason = (False, obstacle) if obstacle else self._whether_to_compile(update, compile, planned)
+        self.captures = update.device.type in graphs.CAPTURING and obstacle is None
+        if before != (self.compiles, self.captures):
+            self._forget()
+        self.decided = True
+        way = "compiled" if self.compiles else "eager"
+        return f"{way} and captured in a CUDA graph ({reason})" if self.captures else f"{way} ({reason})"
+
+    def _whether_to_compile(self, update: Update, compile: Compile, planned: int | None) -> tuple[bool, str]:
+        reason = "compile=True"
+        if compile == "auto":
+            if planned is None and self.n_steps < WORTH_COMPILING:
+                return False, "how many gradient steps will follow is not known"
+            # What has run counts, too: whoever trains in many short calls goes on doing so.
+            steps = self.n_steps + (planned or 0)
+            reason = f"{steps:,} gradient steps done and to come; compiling pays off from {WORTH_COMPILING:,}"
+            if steps < WORTH_COMPILING:
+                return False, reason
+        missing = missing_for_compilation(update.device)  # last: it loads the compiler
+        return missing is None, reason if missing is None else f"compiling needs {missing}"
+
+    def prepare(self, update: Update) -> None:
+        """Look at everything that may have changed since the last call; done before a number of steps."""
+        guards = self._guards
+        if update is not self._update or update.settings != self._settings or guards is None or not guards.hold():
+            if self.decided and (self.compiles or self.captures) and why_only_eager(update) is not None:
+                self.decided = False  # such as a hook that no graph would call
+                return
+            for cached in self._cached.values():
+                cached.step = None
+            update.refresh()
+            self._update, self._settings = update, update.settings
+            self._guards = ModuleGuards(update.modules())
+        numbers = update.numbers()
+        if numbers != self._numbers:
+            self._numbers = numbers
+            self._fill(numbers)
+
+    def _fill(self, numbers: Any) -> None:
+        """Write the numbers of the step to the device; compiled and captured steps read them there."""
+        if not (self.compiles or self.captures):
+            return
+        if self._number_tensors is None or type(self._number_tensors) is not type(numbers):
+            device = self._update.device if self._update is not None else None
+            self._number_tensors = type(numbers)(*[th.tensor(number, dtype=th.float32, device=device) for number in numbers])
+        for tensor, number in zip(self._number_tensors, numbers, strict=True):
+            tensor.fill_(number)
+
+    def run(self, batch: Any, flags: UpdateFlags) -> Metrics:
+        """Do one gradient step of the update that was prepared.
+
+        :param batch: named tuple of tensors, or dicts of tensors
+        :param flags: what it updates
+        """
+        update = self._update
+        assert update is not None, "prepare() comes first"
+        self.n_steps += 1
+        cached = self._cached.setdefault((flags, tuple(map(_layout, batch))), _CachedStep())
+        optimizers_now = update.optimizers(flags)
+        if not all(map(optimizers.has_begun, optimizers_now)):
+            cached.n_warm_up = 0
+        if cached.n_warm_up < (CAPTURE_WARM_UP if self.captures else WARM_UP):
+            cached.n_warm_up += 1
+            return self._warm_up(update, batch, flags)
+        if not (self.compiles or self.captures) or th.is_autocast_enabled(update.device.type):
+            return update(batch, None, flags, self._numbers, self._eager_step(cached, optimizers_now))
+        noise = update.draw_noise(len(batch.rewards), flags)
+        step = self._usable_step(cached, optimizers_now)
+        if step is not None:
+            return step(batch, noise)
+        before = _State(update, optimizers_now)
+        try:  # compilers fail in many ways, and memory may end in the middle of the first step
+            return self._run_first(self._build(cached, update, batch, noise, flags, optimizers_now), batch, noise)
+        except Exception as error:
+            before.restore()
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            self._give_up(f"The gradient step could not be compiled or captured: {type(error).__name__}: {reason}")
+            return update(batch, noise, flags, self._numbers, optimizers.step)  # fails again if the step itself is at fault
+
+    def _run_first(self, step: BuiltStep, batch: Any, noise: Any) -> Metrics:
+        """The first call of a step, which compiles it."""
+        if self.announce is None or not isinstance(step, CompiledStep):
+            return step(batch, noise)
+        self.announce("Compiling the gradient step, which takes 15 to 60 seconds ...")
+        start = time.perf_counter()
+        metrics = step(batch, noise)
+        self.announce(f"Compiled the gradient step in {time.perf_counter() - start:.1f} s")
+        return metrics
+
+    def _warm_up(self, update: Update, batch: Any, flags: UpdateFlags) -> Metrics:
+        def step() -> Metrics:
+            return update(batch, None, flags, self._numbers, optimizers.step)
+
+        metrics: Metrics = graphs.warm_up(update.device, step) if self.captures else step()
+        return metrics
+
+    def _give_up(self, reason: str) -> None:
+        self.compiles = self.captures = False
+        self._failed = True
+        self._cached.clear()
+        warnings.warn(f"{reason}. It runs in eager mode from now on.", stacklevel=2)
+
+    @staticmethod
+    def _eager_step(cached: _CachedStep, optimizers_now: Sequence[th.optim.Optimizer]) -> OptimizerStep:
+        """The optimizers themselves, or what they compute, without the overhead of ``step()``."""
+        if cached.optimizer_step is None or not cached.optimizer_step.follow(optimizers_now):
+            cached.optimizer_step = None
+            if all(map(optimizers.can_replace_in_eager_mode, optimizers_now)):
+                cached.optimizer_step = TensorOptimizers(optimizers_now, "eager")
+        return cached.optimizer_step or optimizers.step
+
+    def _usable_step(self, cached: _CachedStep, optimizers_now: Sequence[th.optim.Optimizer]) -> BuiltStep | None:
+        """The step that was built before, if everything is still as it was then."""
+        step = cached.step
+        if step is None or cached.optimizer_step is None or not cached.optimizer_step.follow(optimizers_now):
+            return None
+        if isinstance(step, CapturedStep):
+            return step if step.addresses.hold() else None
+        return None if self.captures else step
+
+    def _build(
+        self,
+        cached: _CachedStep,
+        update: Update,
+        batch: Any,
+        noise: Any,
+        flags: UpdateFlags,
+        optimizers_now: Sequence[th.optim.Optimizer],
+    ) -> BuiltStep:
+        """The step in the way that was decided. One that is compiled and captured runs once in between."""
+        compiled = cached.step if isinstance(cached.step, CompiledStep) else None
+        optimizer_step = cached.optimizer_step
+        if compiled is None or optimizer_step is None or not optimizer_step.follow(optimizers_now):
+            self._count_build((flags, tuple(map(_layout, batch))))
+            if not all(map(optimizers.can_replace, optimizers_now)):
+                raise RuntimeError("an optimizer has options or hooks that only its own step knows")
+            optimizer_step = TensorOptimizers(optimizers_now, "compiled" if self.compiles else "captured")
+            cached.optimizer_step, cached.step = optimizer_step, None
+            if self.compiles:
+                cached.step = CompiledStep(update, flags, self._number_tensors, optimizer_step)
+                return cached.step
+        step_in_use, numbers = optimizer_step, self._number_tensors
+        step: BuiltStep = compiled or (lambda batch, noise: update(batch, noise, flags, numbers, step_in_use))
+        cached.step = CapturedStep(step, batch, noise, _tensors_of(update))
+        return cached.step
+
+    def _count_build(self, kind: Any) -> None:
+        self.n_builds += 1
+        self._builds[kind] += 1
+        if self._builds[kind] > MOST_BUILDS:
+            raise RuntimeError("something that it holds as a constant changes again and again")
+
+
+def _tensors_of(update: Update) -> list[th.Tensor]:
+    return [tensor for module in update.modules() for tensor in (*module.parameters(), *module.buffers())]
+
+
+def _layout(value: Any) -> Any:
+    """What a step may rely on of one field of a batch."""
+    if isinstance(value, dict):
+        return tuple((name, _layout(value[name])) for name in sorted(value))
+    return None if value is None else (value.shape, value.stride(), value.dtype)

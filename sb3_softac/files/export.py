@@ -1,0 +1,444 @@
+"""One file that maps raw observations to actions of the environment, as ONNX or TorchScript, and how to use it again.
+
+Observations enter as the environment of the model returns them (images as SB3 stores them, channels first), a batch at a time;
+normalisation, one-hot encoding, rescaling to the action bounds and clipping are part of the file.
+"""
+
+import contextlib
+import copy
+import importlib
+import json
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from sb3_softac.arguments import check_choice, check_flag
+from sb3_softac.files.atomic import replacing
+from sb3_softac.networks import SoftACPolicy
+
+Format = Literal["onnx", "torchscript"]
+Observations = Any  # an array (B, ...), or a dict of them
+SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt"}
+METADATA = "sb3_softac.json"
+#: largest difference between the file and ``predict()``, in units of each action's larger bound, or of 1 if that is smaller
+TOLERANCE = 1e-5
+
+
+def describe(space: spaces.Space[Any]) -> dict[str, Any]:
+    """``space`` as JSON, with all that two equal spaces have in common."""
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": {key: describe(part) for key, part in space.spaces.items()}}
+    description: dict[str, Any] = {"type": type(space).__name__, "shape": list(space.shape or ()), "dtype": str(space.dtype)}
+    for name in ("low", "high", "nvec", "n", "start"):
+        if hasattr(space, name):
+            value = np.asarray(getattr(space, name))
+            if value.ndim > 0 and (value == value.flat[0]).all():
+                value = value.flat[0]  # the bounds of an image would fill pages
+            description[name] = np.asarray(value).astype(str).tolist()  # JSON has no infinity
+    return description
+
+
+def _difference(here: dict[str, Any], there: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries of two descriptions that are not the same, and the type of the space."""
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name) or name == "type"]
+    return {name: here.get(name) for name in names}, {name: there.get(name) for name in names}
+
+
+class _Normalisation(nn.Module):
+    """VecNormalize's (obs − mean) / √(var + ε), clipped, in float64 as there."""
+
+    def __init__(self, statistics: RunningMeanStd, epsilon: float, clip: float) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", th.as_tensor(statistics.mean, dtype=th.float64))
+        self.register_buffer("scale", th.as_tensor(np.sqrt(statistics.var + epsilon), dtype=th.float64))
+        self.mean: th.Tensor
+        self.scale: th.Tensor
+
+    def forward(self, obs: th.Tensor) -> th.Tensor:
+        return ((obs.double() - self.mean) / self.scale).clamp(-self.clip, self.clip).float()
+
+
+def _to_double(obs: Any) -> Any:
+    return {key: part.double() for key, part in obs.items()} if isinstance(obs, dict) else obs.double()
+
+
+class _Exported(nn.Module):
+    """What is written to the file: raw observations (B, ...) → actions of the environment (B, A), or (B,) if discrete."""
+
+    normalisations: nn.ModuleList
+    low: th.Tensor
+    high: th.Tensor
+
+    def __init__(self, policy: SoftACPolicy, deterministic: bool, vec_normalize: VecNormalize | None) -> None:
+        super().__init__()
+        self.deterministic = deterministic
+        self.actor = policy.make_actor()
+        self.actor.load_state_dict(policy.actor.state_dict())
+        self.observation_space, self.action_space = policy.observation_space, policy.action_space
+        #: names of the observations that are normalised, in the order of ``normalisations``
+        self.normalised: list[str] = []
+        self.normalisations = nn.ModuleList()
+        if vec_normalize is not None and vec_normalize.norm_obs:
+            self._add_normalisations(vec_normalize)
+        if isinstance(self.action_space, spaces.Box):
+            precision = np.result_type(self.action_space.low, np.float32)  # that of SB3's predict
+            self.register_buffer("low", th.as_tensor(self.action_space.low.astype(precision)))
+            self.register_buffer("high", th.as_tensor(self.action_space.high.astype(precision)))
+        self.to("cpu").eval().requires_grad_(False)
+
+    def _add_normalisations(self, vec_normalize: VecNormalize) -> None:
+        statistics = vec_normalize.obs_rms
+        by_key = statistics if isinstance(statistics, dict) else {"observation": statistics}
+        shapes = {"observation": self.observation_space.shape}
+        if isinstance(self.observation_space, spaces.Dict):
+            shapes = {key: part.shape for key, part in self.observation_space.spaces.items()}
+        for key, rms in by_key.items():
+            if key not in shapes or rms.mean.shape != shapes[key]:
+                raise ValueError(
+                    f"`vec_normalize` has statistics of shape {rms.mean.shape} for {key!r}, but the observations of the model "
+                    f"have the shapes {shapes}."
+                )
+            self.normalised.append(key)
+            self.normalisations.append(_Normalisation(rms, vec_normalize.epsilon, vec_normalize.clip_obs))
+
+    @property
+    def input_names(self) -> list[str]:
+        return list(self.observation_space.spaces) if isinstance(self.observation_space, spaces.Dict) else ["observation"]
+
+    def _normalise(self, name: str, obs: th.Tensor) -> th.Tensor:
+        normalised: th.Tensor = self.normalisations[self.normalised.index(name)](obs) if name in self.normalised else obs
+        return normalised
+
+    def forward(self, *observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
+        """Observations in the order of ``input_names``, or a dict of them."""
+        if isinstance(observations[0], dict):
+            parts = observations[0]
+        else:
+            parts = dict(zip(self.input_names, cast(tuple[th.Tensor, ...], observations), strict=True))
+        normalised = {name: self._normalise(name, part) for name, part in parts.items()}
+        obs: PyTorchObs = normalised
+        if not isinstance(self.observation_space, spaces.Dict):
+            obs = normalised["observation"]
+        actions: th.Tensor = self.actor(obs, self.deterministic)
+        if isinstance(self.action_space, spaces.Discrete):
+            return actions + int(self.action_space.start)
+        # As SB3's unscale_action; rounding may leave the bounds.
+        actions = actions.reshape(-1, *self.low.shape).to(self.low.dtype)
+        actions = self.low + 0.5 * (actions + 1.0) * (self.high - self.low)
+        return th.maximum(th.minimum(actions, self.high), self.low)
+
+    def exact(self) -> "_Exported":
+        """A copy that computes in float64."""
+        double = copy.deepcopy(self).double()
+        # SB3's preprocessing ends in float32.
+        double.actor.features_extractor.register_forward_pre_hook(lambda _, inputs: (_to_double(inputs[0]),))
+        return double
+
+    def act(self, observations: Observations) -> Any:
+        """Actions, as an array."""
+        with th.no_grad():
+            return self(*self.tensors(observations)).numpy()
+
+    def tensors(self, observations: Observations) -> tuple[Any, ...]:
+        """The arguments of :meth:`forward` for a batch of observations: one tensor, or one dict."""
+        if isinstance(self.observation_space, spaces.Dict):
+            return ({name: th.as_tensor(observations[name]) for name in self.input_names},)
+        return (th.as_tensor(observations),)
+
+    def example(self) -> tuple[Any, ...]:
+        """Arguments of :meth:`forward`, for a batch of two."""
+        space = copy.deepcopy(self.observation_space)
+        space.seed(0)
+        return self.tensors(_sample(space, 2))
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "algorithm": "SoftAC",
+            "version": version("sb3-softac"),
+            "deterministic": self.deterministic,
+            "normalised": sorted(self.normalised),
+            "inputs": self.input_names,
+            "observation_space": describe(self.observation_space),
+            "action_space": describe(self.action_space),
+        }
+
+
+def _sample(space: spaces.Space[Any], size: int) -> Observations:
+    """A batch of random observations."""
+    samples = [space.sample() for _ in range(size)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in space.spaces}
+    return np.stack([np.asarray(sample) for sample in samples])
+
+
+def _normalise(observations: Observations, vec_normalize: VecNormalize | None) -> Observations:
+    """By SB3's own method, but images are channels first here and last in VecNormalize, which copies even what it leaves."""
+    if vec_normalize is None or not vec_normalize.norm_obs:
+        return observations
+    statistics = vec_normalize.obs_rms
+    if not isinstance(statistics, dict):
+        return vec_normalize.normalize_obs(observations)
+    return observations | {key: vec_normalize._normalize_obs(observations[key], rms) for key, rms in statistics.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch warns that both formats' tracers are deprecated, and about every Python number that it meets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", th.jit.TracerWarning)  # type: ignore[attr-defined]  # torch does not list it
+        yield
+
+
+def _require_onnx() -> None:
+    for module in ("onnx", "onnxruntime"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(f'ONNX files need {module}: pip install "sb3-softac[export]"') from error
+
+
+#: dtypes of observations that the exporter knows
+ONNX_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+def _check_for_onnx(space: spaces.Space[Any]) -> None:
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+    for name, part in parts.items():
+        if name == "action" or name.isdigit():
+            raise ValueError(f"`format` is 'onnx', but the observation {name!r} needs 'torchscript': ONNX cannot name it so.")
+        if str(part.dtype) not in ONNX_DTYPES:
+            raise ValueError(f"`format` is 'onnx', but the dtype {part.dtype} of {name!r} needs 'torchscript'.")
+
+
+def _write_onnx(module: _Exported, path: pathlib.Path) -> None:
+    import onnx
+
+    (tensors,) = module.example()
+    inputs = tuple(tensors.values()) if isinstance(tensors, dict) else (tensors,)
+    # The exporter by tracing: the one of torch.export needs onnxscript, and takes seconds where this takes hundredths.
+    th.onnx.export(
+        module,
+        inputs,
+        str(path),
+        input_names=module.input_names,
+        output_names=["action"],
+        dynamic_axes={name: {0: "batch"} for name in [*module.input_names, "action"]},
+        opset_version=17,
+        dynamo=False,
+    )
+    graph = onnx.load(path)
+    onnx.helper.set_model_props(graph, {METADATA: json.dumps(module.metadata())})
+    onnx.save(graph, path)
+
+
+def _write_torchscript(module: _Exported, path: pathlib.Path) -> None:
+    # What is random differs from call to call, so the tracer's own check would fail; ours is in `write`.
+    traced = th.jit.trace(module, module.example(), strict=False, check_trace=False)  # type: ignore[no-untyped-call]
+    th.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(module.metadata())})
+
+
+def _compare(
+    act: Callable[[Observations], Any], expected: Callable[[Observations], Any], module: _Exported, exact: _Exported
+) -> None:
+    """Compare on batches of other sizes than the one that was traced.
+
+    Where float32 itself is worse than the tolerance, as for observations in the thousands, a few times its rounding error is
+    allowed: the difference between ``module`` and ``exact``, the same in float64.
+
+    :raises RuntimeError: the actions differ
+    """
+    unit = np.ones(())
+    if isinstance(module.action_space, spaces.Box):
+        unit = np.maximum(1.0, np.maximum(np.abs(module.action_space.low), np.abs(module.action_space.high)))
+    space = copy.deepcopy(module.observation_space)  # sampling from the model's own would change its random numbers
+    space.seed(0)
+    for size in (1, 17, 64):
+        observations = _sample(space, size)
+        theirs = np.asarray(expected(observations), np.float64)
+        difference = np.abs(np.asarray(act(observations), np.float64) - theirs) / unit
+        allowed = TOLERANCE
+        if isinstance(module.action_space, spaces.Box) and module.deterministic:
+            rounding = np.abs(module.act(observations) - exact.act(observations)) / unit
+            allowed = max(allowed, 4.0 * float(rounding.max()))
+        if not difference.max() <= allowed:
+            raise RuntimeError(
+                f"The exported file was not written: its actions differ from those of the model by {difference.max():g} "
+                f"times the action bounds (or 1), which is more than {allowed:g}."
+            )
+
+
+def write(
+    policy: SoftACPolicy,
+    path: str | pathlib.Path,
+    format: Format,
+    deterministic: bool,
+    vec_normalize: VecNormalize | None,
+) -> pathlib.Path:
+    """See ``SoftAC.export``."""
+    check_choice("format", format, tuple(SUFFIX))
+    check_flag("deterministic", deterministic)
+    if vec_normalize is not None and not isinstance(vec_normalize, VecNormalize):
+        raise ValueError(f"`vec_normalize` is a {type(vec_normalize).__name__}, but it must be None or a VecNormalize.")
+    if not deterministic and format == "onnx":
+        raise ValueError('`deterministic` is False, but it must be True with `format="onnx"`: TorchScript files can sample.')
+    if format == "onnx":
+        _check_for_onnx(policy.observation_space)
+    if not deterministic and policy.use_sde:
+        raise ValueError("`deterministic` is False, but it must be True with gSDE, whose noise lasts for a rollout.")
+    if format == "onnx":
+        _require_onnx()
+    path = pathlib.Path(path)
+    path = path.with_name(f"{path.name}{SUFFIX[format]}") if path.suffix == "" else path
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` is {str(path)!r}, which is a folder, but it must be the name of a file.")
+
+    def predict(observations: Observations) -> Any:
+        return policy.predict(_normalise(observations, vec_normalize), deterministic=True)[0]
+
+    training = policy.actor.training
+    policy.actor.set_training_mode(False)
+    try:
+        # On a GPU, convolutions would be rounded to TensorFloat-32 in `predict`, and differ from every other device.
+        float32 = th.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with replacing(path) as unfinished, _quiet(), th.no_grad(), th.random.fork_rng(devices=[]), float32:
+            module = _Exported(policy, deterministic, vec_normalize)
+            exact = module.exact()
+            (_write_onnx if format == "onnx" else _write_torchscript)(module, unfinished)
+            file = ExportedPolicy(unfinished)
+            if deterministic:
+                _compare(file, predict, module, exact)
+            else:
+                # The samples must be those of the module at the same random numbers, and its mean that of the model.
+                _compare(_reseeded(file), _reseeded(module.act), module, exact)
+                module.deterministic = exact.deterministic = True
+                _compare(module.act, predict, module, exact)
+    finally:
+        policy.actor.set_training_mode(training)
+    return path
+
+
+def _reseeded(act: Callable[[Observations], Any]) -> Callable[[Observations], Any]:
+    """``act`` with the same random numbers at every call."""
+
+    def call(observations: Observations) -> Any:
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(0)
+            return act(observations)
+
+    return call
+
+
+def _torchscript_metadata(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a TorchScript file says of itself, or None if it is no exported policy."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
+        return json.loads(archive.read(names[0])) if names else None
+
+
+def is_exported(path: pathlib.Path) -> bool:
+    """Whether ``path`` is a file that ``SoftAC.export`` wrote."""
+    if not path.is_file():
+        return False
+    return METADATA.encode() in path.read_bytes() if path.suffix == ".onnx" else _torchscript_metadata(path) is not None
+
+
+class ExportedPolicy:
+    """An exported file, for use without ``SoftAC``'s networks: ``predict()`` as in SB3, so ``evaluate_policy`` takes it.
+
+    :param path: the file
+    :param observation_space: that of the environment to act in, to be compared with that of the file
+    :param action_space: that of the environment to act in, to be compared with that of the file
+    :raises ValueError: no exported file, or one for other spaces
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        observation_space: spaces.Space[Any] | None = None,
+        action_space: spaces.Space[Any] | None = None,
+    ) -> None:
+        path = pathlib.Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"`path` is {str(path)!r}, where there is no file.")
+        metadata = _torchscript_metadata(path)
+        if metadata is not None:
+            with _quiet():
+                self._module: Any = th.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            self._run = self._run_torchscript
+        else:
+            if METADATA.encode() not in path.read_bytes():
+                raise ValueError(f"`path` is {str(path)!r}, which is no file that SoftAC.export wrote.")
+            _require_onnx()
+            import onnxruntime
+
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            metadata = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
+            self._run = self._run_onnx
+        self.metadata: dict[str, Any] = metadata
+        for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+            if space is not None and describe(space) != metadata[name]:
+                here, there = _difference(describe(space), metadata[name])
+                raise ValueError(f"`{name}` is {here}, but the file was exported for {there}.")
+
+    def _run_torchscript(self, named: dict[str, Any]) -> Any:
+        tensors = {name: th.as_tensor(part) for name, part in named.items()}
+        with th.no_grad():
+            return self._module(tensors if self._dict_observations else tensors["observation"]).numpy()
+
+    def _run_onnx(self, named: dict[str, Any]) -> Any:
+        return self._session.run(["action"], named)[0]
+
+    @property
+    def _dict_observations(self) -> bool:
+        return bool(self.metadata["observation_space"]["type"] == "Dict")
+
+    def __call__(self, observations: Observations) -> Any:
+        """Actions (B, A), or (B,) if discrete, for a batch of observations (B, ...), or a dict of them.
+
+        A single observation, without the batch dimension, gives a single action.
+        """
+        space = self.metadata["observation_space"]
+        parts = observations if self._dict_observations else {"observation": observations}
+        of_each = space["spaces"] if self._dict_observations else {"observation": space}
+        named = {name: np.asarray(parts[name], dtype=of_each[name]["dtype"]) for name in self.metadata["inputs"]}
+        shapes = {name: tuple(of_each[name]["shape"]) for name in named}
+        if all(named[name].shape == shapes[name] for name in named):
+            return self._run({name: part[np.newaxis] for name, part in named.items()})[0]
+        for name, part in named.items():
+            if part.shape[1:] != shapes[name] or part.ndim == 0:
+                raise ValueError(
+                    f"`observation` has the shape {part.shape} for {name!r}, but it must be (B, *{shapes[name]})."
+                )
+        return self._run(named)
+
+    def predict(
+        self,
+        observation: Observations,
+        state: tuple[Any, ...] | None = None,
+        episode_start: Any = None,
+        deterministic: bool | None = None,
+    ) -> tuple[Any, tuple[Any, ...] | None]:
+        """Actions for a batch of observations or a single one, as SB3's ``predict``.
+
+        :raises ValueError: another ``deterministic`` than at the export, or observations of another shape
+        """
+        if deterministic is not None and deterministic != self.metadata["deterministic"]:
+            raise ValueError(
+                f"`deterministic` is {deterministic}, but it must be {self.metadata['deterministic']}, as at the export."
+            )
+        return self(observation), state

@@ -1,0 +1,208 @@
+"""Saving, loading and copying of models, in SB3's format."""
+
+import inspect
+import io
+import pathlib
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_compatible_buffer, check_count
+from sb3_softac.collect import CollectingAlgorithm, StoredUpTo
+from sb3_softac.files.atomic import replacing
+from sb3_softac.files.export import is_exported
+from sb3_softac.runtime import Runtime, SetUp
+from sb3_softac.update import LearnedTemperature, Temperature
+
+SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
+#: constructor arguments that ``load`` has under the same name, or that cannot be replaced
+NOT_REPLACEABLE = {"self", "args", "kwargs", "policy", "env", "device", "_init_setup_model"}
+
+
+def save_model(path: str | pathlib.Path, write: Callable[[io.BytesIO], None]) -> None:
+    """Write a zip file, as SB3 names it. A file that exists is replaced only once the new one is complete.
+
+    :param path: file name; ``.zip`` is added if it has no suffix, missing folders are made
+    :param write: writes the model to a stream
+    """
+    path = pathlib.Path(path)
+    if path.suffix == "":
+        path = path.with_name(f"{path.name}.zip")
+    if path.is_dir():
+        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=3)
+        path = path.with_name(f"{path.name}_2")
+    stream = io.BytesIO()
+    write(stream)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(stream.getbuffer())
+
+
+class SavedAlgorithm(CollectingAlgorithm):
+    """An algorithm whose state is a policy, a temperature, counters and options; its runtime is not part of it."""
+
+    _runtime: Runtime
+    policy: Any
+    temperature: Temperature
+    _automatic_replay_buffer: bool
+
+    @classmethod
+    def _option_names(cls) -> list[str]:
+        """The constructor arguments, also of a subclass, that ``load`` can replace."""
+        constructors = [base.__init__ for base in cls.__mro__ if issubclass(base, SavedAlgorithm) and "__init__" in vars(base)]
+        names = [name for constructor in reversed(constructors) for name in inspect.signature(constructor).parameters]
+        return [name for name in dict.fromkeys(names) if name not in NOT_REPLACEABLE]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: everything but what belongs to the running process."""
+        return {**self.__dict__, "_runtime": Runtime()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._runtime.options = self._option_values()
+        if isinstance(self.replay_buffer, HerReplayBuffer) and self.replay_buffer.env is None:
+            self.replay_buffer.env = self.env  # it is never copied with the buffer
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "temperature", "_runtime"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        networks = {"actor": "actor", "critic": "critic", "value": "value_net"}
+        state_dicts = ["policy", *(f"{networks[name]}.optimizer" for name in self.policy.trained_networks())]
+        if isinstance(self.temperature, LearnedTemperature):
+            state_dicts += ["temperature", "temperature.optimizer"]
+        return state_dicts, []
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | dict[str, Any],
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """As in SB3, and with the temperature; what is loaded is brought below ``ent_coef_max``.
+
+        :param load_path_or_dict: file name, or what ``get_parameters`` returns
+        :param exact_match: refuse anything but the state of every network, optimizer and the temperature
+        :param device: PyTorch device
+        :raises ValueError: unknown or missing names
+        """
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._runtime.engine.reset()
+        if isinstance(self.temperature, LearnedTemperature):
+            with th.no_grad():
+                self.temperature.project(self.temperature.maximum)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save the model in SB3's format. A file that exists is replaced only once the new one is complete.
+
+        :param path: file name (``.zip`` is added if it has no suffix; missing folders are made) or a binary stream
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep although they are left out by default
+        """
+        if not isinstance(path, str | pathlib.Path):
+            super().save(path, exclude, include)
+            return
+        write = super().save
+        save_model(path, lambda stream: write(stream, exclude, include))
+
+    @classmethod
+    def load(
+        cls: type[SelfSavedAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSavedAlgorithm:
+        """Load a model as SB3 does, with three differences.
+
+        The random generators are seeded only if ``seed`` is passed; without an environment no replay buffer is allocated
+        (``set_env`` does it later); an argument that the constructor does not know is refused.
+
+        :param path: file name or binary stream
+        :param env: environment to continue with
+        :param device: PyTorch device
+        :param custom_objects: replacements for saved attributes
+        :param print_system_info: print the versions with which the model was saved
+        :param force_reset: reset the environment before training
+        :param kwargs: constructor arguments that replace the saved ones
+        :raises ValueError: unknown argument, or one that the saved weights have no place for
+        """
+        if isinstance(path, str | pathlib.Path) and is_exported(pathlib.Path(path)):
+            raise ValueError(f"`path` is {str(path)!r}, an exported policy: sb3_softac.export.ExportedPolicy loads it.")
+        replaced, set_up = cls._replaced_attributes(kwargs)
+        if "replay_buffer_class" in (custom_objects or {}):
+            replaced.setdefault("_automatic_replay_buffer", False)
+        return super().load(
+            path,
+            env=env,
+            device=device,
+            custom_objects=custom_objects,
+            print_system_info=print_system_info,
+            force_reset=force_reset,
+            _runtime=Runtime(set_up),
+            **replaced,
+        )
+
+    @classmethod
+    def _replaced_attributes(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], SetUp]:
+        """What ``load`` puts in the place of saved attributes, and how the model is set up."""
+        unknown = sorted(set(kwargs) - set(cls._option_names()))
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(cls._option_names())}.")
+        replaced = dict(kwargs)
+        if replaced.get("target_entropy", "auto") != "auto":
+            # The saved ones no longer count, nor is a number that equals the saved automatic one an automatic one.
+            replaced.setdefault("target_entropy_scale", DEFAULT_TARGET_ENTROPY_SCALE)
+            replaced["_automatic_target_entropy"] = None
+        if "stats_window_size" in replaced:
+            replaced["_stats_window_size"] = check_count("stats_window_size", replaced.pop("stats_window_size"), 1)
+        if "replay_buffer_kwargs" in replaced:
+            replaced["replay_buffer_kwargs"] = dict(replaced["replay_buffer_kwargs"] or {})
+        if "replay_buffer_class" in replaced:
+            replaced["_automatic_replay_buffer"] = replaced["replay_buffer_class"] is None
+        expected = None
+        if "policy_kwargs" in replaced:
+            # SB3 would compare them with saved ones that hold more, and lists instead of tuples.
+            expected = dict(replaced.pop("policy_kwargs") or {})
+        return replaced, SetUp(seeds="seed" in kwargs, weights_follow=True, expected_policy_kwargs=expected)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Load a replay buffer as SB3 does; the n-step return then follows this model's ``n_steps`` and ``gamma``.
+
+        :param path: pickle file or binary stream
+        :param truncate_last_traj: with ``HerReplayBuffer``, end the last trajectory
+        :raises ValueError: the buffer is for other environments, this model needs n-step returns that it cannot compute, or
+            it has another discount
+        """
+        previous = getattr(self, "replay_buffer", None)  # `del model.replay_buffer` frees memory before loading
+        super().load_replay_buffer(path, truncate_last_traj)
+        assert self.replay_buffer is not None
+        try:
+            check_compatible_buffer(self.replay_buffer, self.observation_space, self.action_space, self.n_envs)
+            self._match_returns(self.replay_buffer)
+        except ValueError:
+            self.replay_buffer = previous
+            raise
+        if not truncate_last_traj:  # the user says that the episode goes on
+            self._runtime.stored = StoredUpTo(self.replay_buffer, self._last_obs)
+
+    @abstractmethod
+    def _option_values(self) -> tuple[Any, ...]:
+        """The values of all options, in order."""
+
+    @abstractmethod
+    def _match_returns(self, replay_buffer: Any) -> None:
+        """Make the buffer compute this model's n-step returns, or refuse it."""
+

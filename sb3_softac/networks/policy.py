@@ -1,0 +1,266 @@
+"""Actor, critics, value network and their targets, as an SB3 policy."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac import policies as sb3_policies
+from torch import nn
+
+from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
+from sb3_softac.networks.actors import Actor, CategoricalActor, LogStdBounding, LogStdMode, MakeEncoder, refuse_nan
+from sb3_softac.networks.critics import ActionSpace, StackedCritics, ValueNetwork
+from sb3_softac.networks.encoders import ENCODERS, Encoder
+from sb3_softac.networks.ensemble import WeightInit
+from sb3_softac.networks.heads import HEADS, CriticHead
+
+Network = TypeVar("Network", StackedCritics, ValueNetwork)
+
+
+class SoftACPolicy(sb3_policies.SACPolicy):
+    """Policy of ``SoftAC``: SB3's ``SACPolicy`` with stacked critics, an optional value network and more choices.
+
+    :param observation_space: observation space
+    :param action_space: a ``Box``, or a ``Discrete``, for which the options of log σ and gSDE have no meaning
+    :param lr_schedule: learning rate at construction; ``SoftAC`` sets each network's own rate before it trains
+    :param net_arch: units of the hidden layers of all networks, or ``dict(pi=..., qf=..., vf=...)`` for actor, critics and
+        value network (``vf`` by default as ``qf``); default [256, 256]
+    :param activation_fn: makes the elementwise activation of the hidden layers, without parameters: a class such as
+        ``nn.ReLU``, or ``functools.partial(nn.LeakyReLU, 0.2)``
+    :param use_sde: generalized state-dependent exploration (2005.05719)
+    :param log_std_init: initial log σ, for all states. None: about 0 (about the middle of the bounds if 0 is outside), −3 for
+        gSDE
+    :param use_expln: gSDE only: ``expln`` instead of ``exp``
+    :param clip_mean: gSDE only: bound of the mean
+    :param features_extractor_class: network that turns observations into features; None flattens them (``CnnPolicy``:
+        ``NatureCNN``, ``MultiInputPolicy``: ``CombinedExtractor``)
+    :param features_extractor_kwargs: its arguments
+    :param normalize_images: divide images by 255
+    :param optimizer_class: optimizer of actor, critics and value network
+    :param optimizer_kwargs: its arguments, without the learning rate
+    :param n_critics: number of critics
+    :param share_features_extractor: critics and value network use the actor's features extractor, which then learns from
+        the actor loss only
+    :param value_network: V and a target V instead of target critics; set by ``SoftAC``
+    :param target_networks: target critics, or a target V; False for an algorithm that bootstraps without them
+    :param encoder: hidden layers of all networks: ``"mlp"``, a subclass of ``Encoder``, or ``dict(pi=..., qf=...)`` for
+        actor, and critics and value network
+    :param critic_head: what the numbers mean that a critic puts out: ``"scalar"``, or a subclass of ``CriticHead``
+    :param log_std_mode: ``"state"`` for a log σ that depends on the state, ``"free"`` for one learned vector
+    :param log_std_bounds: lowest and highest log σ
+    :param log_std_bounding: how log σ is kept there: ``"clamp"`` or ``"tanh"``
+    :param layer_norm: layer normalisation in the critics' hidden layers
+    :param dropout_rate: dropout in the hidden layers of the critics and their targets (2110.02034)
+    :param weight_init: linear layers of all networks behind the features extractor: ``"default"`` (PyTorch's),
+        ``"orthogonal"`` or ``"xavier"``
+    :param final_init_scale: factor on the initial weights and biases of all output layers, or None
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+
+    actor: Any  #: Actor, or CategoricalActor for discrete actions: a union would hide the attributes of each
+    critic: StackedCritics  # type: ignore[assignment]  # SB3 declares its own unstacked critics here
+    critic_target: StackedCritics | None  # type: ignore[assignment]  # None with a value network
+    value_net: ValueNetwork | None
+    value_net_target: ValueNetwork | None
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: ActionSpace,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        use_sde: bool = False,
+        log_std_init: float | None = None,
+        use_expln: bool = False,
+        clip_mean: float = 2.0,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        *,
+        value_network: bool = False,
+        target_networks: bool = True,
+        encoder: str | type[Encoder] | dict[str, Any] = "mlp",
+        critic_head: str | type[CriticHead] = "scalar",
+        log_std_mode: LogStdMode = "state",
+        log_std_bounds: tuple[float, float] = DEFAULT_LOG_STD_BOUNDS,
+        log_std_bounding: LogStdBounding = "clamp",
+        layer_norm: bool = False,
+        dropout_rate: float = 0.0,
+        weight_init: WeightInit = "default",
+        final_init_scale: float | None = None,
+    ) -> None:
+        n_critics, net_arch = check_policy_arguments(locals(), action_space)
+        # SB3's constructor ends by building the networks, which needs these.
+        self.value_network = value_network
+        self.target_networks = target_networks
+        self.encoder, self.critic_head = encoder, critic_head
+        self.use_sde = use_sde
+        self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
+        self.log_std_kwargs = {
+            "log_std_init": log_std_init,
+            "log_std_mode": log_std_mode,
+            "log_std_bounds": tuple(log_std_bounds),
+            "log_std_bounding": log_std_bounding,
+        }
+        self.regularisation_kwargs = {"layer_norm": layer_norm, "dropout_rate": dropout_rate}
+        super().__init__(
+            observation_space,
+            action_space,  # type: ignore[arg-type]  # SB3 only passes it on
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            use_sde=use_sde,
+            use_expln=use_expln,
+            clip_mean=clip_mean,
+            features_extractor_class=features_extractor_class or self.default_features_extractor_class,
+            # SB3 writes into this dict when images come normalised
+            features_extractor_kwargs=dict(features_extractor_kwargs or {}),
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self.make_actor()
+        self.add_optimizer(self.actor, lr_schedule(1))
+        shared = self.actor.features_extractor if self.share_features_extractor else None
+        self.critic = self.make_critic(shared)
+        self.add_optimizer(self.critic, lr_schedule(1))
+        self.critic_target = self.value_net = self.value_net_target = None
+        if self.value_network:
+            self.value_net = self.make_value_network(shared)
+            self.add_optimizer(self.value_net, lr_schedule(1))
+        if not self.target_networks:
+            return
+        if self.value_net is not None:
+            self.value_net_target = _make_target(self.make_value_network(), self.value_net)
+        else:
+            self.critic_target = _make_target(self.make_critic(), self.critic)
+
+    def trained_parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """The parameters of actor, critics or value network that its own loss trains."""
+        shared = network is not self.actor and self.share_features_extractor
+        return [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
+
+    def add_optimizer(self, network: Any, learning_rate: float) -> None:
+        """Give ``network`` an optimizer of its own, which has not begun.
+
+        :param network: actor, critics or value network
+        :param learning_rate: of its first step
+        """
+        kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(
+            kwargs
+        ):
+            kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
+        make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
+        network.optimizer = make_optimizer(self.trained_parameters(network), lr=learning_rate, **kwargs)
+
+    def trained_networks(self) -> dict[str, Any]:
+        """Actor, critics and value network by the names that their learning rates have."""
+        networks = {"actor": self.actor, "critic": self.critic, "value": self.value_net}
+        return {name: network for name, network in networks.items() if network is not None}
+
+    def targets(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """Pairs of an online network and the target that follows it."""
+        pairs = ((self.critic, self.critic_target), (self.value_net, self.value_net_target))
+        return [(online, target) for online, target in pairs if online is not None and target is not None]
+
+    def _encoder(self, network: str, **options: Any) -> MakeEncoder:
+        """The class of hidden layers of actor (``"pi"``) or critics (``"qf"``), with its options."""
+        chosen = self.encoder.get(network, "mlp") if isinstance(self.encoder, dict) else self.encoder
+        return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
+        if isinstance(self.action_space, spaces.Discrete):
+            kwargs = {**self.net_args, **self.init_kwargs, "encoder": self._encoder("pi")}
+            return CategoricalActor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+        kwargs = {**self.actor_kwargs, **self.log_std_kwargs, **self.init_kwargs, "encoder": self._encoder("pi")}
+        return Actor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:  # type: ignore[override]  # SB3 names its own class
+        head: type[CriticHead] = HEADS[self.critic_head] if isinstance(self.critic_head, str) else self.critic_head
+        regularisation = {name: value for name, value in self.regularisation_kwargs.items() if value}
+        kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **regularisation), "head": head()}
+        return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def make_value_network(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
+        kwargs = {**self.net_args, **self.init_kwargs, "share_features_extractor": self.share_features_extractor}
+        kwargs["encoder"] = self._encoder("qf")
+        kwargs["net_arch"] = self.critic_kwargs["net_arch"]
+        if isinstance(self.net_arch, dict):
+            kwargs["net_arch"] = self.net_arch.get("vf", self.net_arch["qf"])
+        return ValueNetwork(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        actions: th.Tensor = self.actor(observation, deterministic)
+        refuse_nan(actions)
+        return actions + int(self.action_space.start) if isinstance(self.action_space, spaces.Discrete) else actions
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            **self.log_std_kwargs,
+            **self.init_kwargs,
+            **self.regularisation_kwargs,
+            "share_features_extractor": self.share_features_extractor,
+            "value_network": self.value_network,
+            "target_networks": self.target_networks,
+            "encoder": self.encoder,
+            "critic_head": self.critic_head,
+        }
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch batch normalisation and dropout of actor, critics and value network. Targets keep theirs."""
+        for network in (self.actor, self.critic, self.value_net):
+            # It is asked for in each step of an environment, mostly for what is already so.
+            if network is not None and any(part.training != mode for part in (network, *network.children())):
+                network.set_training_mode(mode)
+        self.training = mode
+
+
+def _make_target(target: Network, online: Network) -> Network:
+    """Make ``target`` start as a copy of ``online``."""
+    target.load_state_dict(online.state_dict())
+    target.become_target()
+    return target
+
+
+MlpPolicy = SoftACPolicy
+
+
+class CnnPolicy(SoftACPolicy):
+    """``SoftACPolicy`` for images, with SB3's ``NatureCNN``."""
+
+    default_features_extractor_class = NatureCNN
+
+
+class MultiInputPolicy(SoftACPolicy):
+    """``SoftACPolicy`` for Dict observations, with SB3's ``CombinedExtractor``."""
+
+    default_features_extractor_class = CombinedExtractor
+
+
+#: Who passes one of SB3's policy classes gets the same one here.
+SB3_EQUIVALENTS: dict[type[Any], type[SoftACPolicy]] = {
+    sb3_policies.SACPolicy: SoftACPolicy,
+    sb3_policies.CnnPolicy: CnnPolicy,
+    sb3_policies.MultiInputPolicy: MultiInputPolicy,
+}

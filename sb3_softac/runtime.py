@@ -1,0 +1,52 @@
+"""What a model needs while it runs: neither saved nor copied, and made anew by whoever needs it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from stable_baselines3.common.type_aliases import Schedule
+
+from sb3_softac.collect import CapturedActor, DirectActor, StoredUpTo
+from sb3_softac.engine import AsyncMetrics, Engine
+from sb3_softac.replay import BlockSampler
+from sb3_softac.update import Update
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """How a model is put together."""
+
+    #: seed the random generators; not at `load`, where training would repeat the random numbers of its beginning
+    seeds: bool = True
+    #: weights are put in place after the set-up, by `load` or `from_sb3`
+    weights_follow: bool = False
+    #: policy arguments that were passed to `load`, and must be those of the file
+    expected_policy_kwargs: dict[str, Any] | None = None
+
+
+@dataclass
+class Runtime:
+    """Engine, update and everything else that belongs to a process and not to a model."""
+
+    set_up: SetUp = field(default_factory=SetUp)
+    engine: Engine = field(default_factory=Engine)
+    #: the gradient step of the present networks, temperature and options
+    update: Update | None = None
+    #: the networks that have been looked at
+    networks: tuple[Any, ...] = ()
+    #: values of all options when they were last looked at
+    options: tuple[Any, ...] = ()
+    #: learning rates with a schedule of their own: what the user passed for each, and the schedules by owner
+    schedules: tuple[tuple[Any, ...], dict[str, Schedule]] | None = None
+    block_sampler: BlockSampler | None = None
+    #: what the newest ``train()`` has to report, while it is still on the device: sums by names, and numbers of steps
+    unread_metrics: list[tuple[tuple[str, ...], AsyncMetrics, int]] = field(default_factory=list)
+    #: what samples actions instead of ``predict``, while ``learn`` runs
+    actor: DirectActor | CapturedActor | None = None
+    #: where the replay buffer ends
+    stored: StoredUpTo = field(default_factory=lambda: StoredUpTo(None, None))
+    #: whether logs were written since ``learn`` was called
+    dumped: bool = False
+
+    def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
+        """Copies and pickles begin with a new one."""
+        return Runtime, ()

@@ -1,0 +1,404 @@
+"""Soft actor-critic as a Stable-Baselines3 algorithm: its options, and the update that they describe."""
+
+import io
+import math
+import pathlib
+import warnings
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_softac.algorithm import LearningRate, SoftAlgorithm
+from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE, check_architecture, check_arguments, check_flag
+from sb3_softac.engine import Compile
+from sb3_softac.files import conversion, export
+from sb3_softac.networks import SoftACPolicy
+from sb3_softac.runtime import Runtime, SetUp
+from sb3_softac.update import (
+    ActorCriticSettings,
+    ActorCriticUpdate,
+    ActorQ,
+    CriticReduction,
+    LearnedTemperature,
+    Temperature,
+    TemperatureUpdate,
+    Update,
+    make_temperature,
+)
+
+SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
+
+
+class SoftAC(SoftAlgorithm):
+    """Soft actor-critic with every published variant as an option.
+
+    Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
+    same names, order and defaults; the keyword-only ones are ours. Learning rates are numbers, callables of the remaining progress
+    (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``, and
+    ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
+    :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box`` or ``Discrete``
+    :param learning_rate: learning rate of every network and of the temperature, unless one has its own
+    :param buffer_size: capacity of the replay buffer, in transitions
+    :param learning_starts: environment steps before the first update
+    :param batch_size: transitions per gradient step
+    :param tau: Polyak coefficient of the targets, in [0, 1]
+    :param gamma: discount factor, in [0, 1]
+    :param train_freq: update every n steps, or ``(n, "step")``, ``(n, "episode")``
+    :param gradient_steps: gradient steps per update; −1 for as many as environment steps since the last one
+    :param action_noise: noise added to the sampled actions, also to those of gSDE
+    :param replay_buffer_class: replay buffer, for instance ``HerReplayBuffer``; None selects SB3's by itself
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: SB3's memory-efficient replay buffer
+    :param n_steps: steps of the n-step return
+    :param ent_coef: temperature α, in units of reward per nat: a number, a schedule, ``"auto"`` (learned from 1) or
+        ``"auto_0.1"`` (learned from 0.1)
+    :param target_update_interval: gradient steps between two updates of the targets, counted over the whole training
+    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension,
+        for discrete actions ``target_entropy_scale``·log|A|
+    :param use_sde: generalized state-dependent exploration
+    :param sde_sample_freq: steps between two draws of the gSDE noise matrix; −1 for one per rollout
+    :param use_sde_at_warmup: gSDE instead of uniform random actions at the start
+    :param stats_window_size: episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder for TensorBoard logs
+    :param policy_kwargs: arguments of the policy, see ``SoftACPolicy``
+    :param verbose: 0 silent, 1 information, 2 debug
+    :param seed: seed of all random generators; used at construction, and at ``load`` only if passed there again
+    :param device: PyTorch device
+    :param _init_setup_model: build networks and buffer now
+    :param value_network: learn V(s) and bootstrap from a target V instead of target critics (1801.01290)
+    :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
+        over the target critics
+    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``
+    :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982);
+        ``"first"`` is then the first that was drawn
+    :param ent_coef_update: how a learned α moves: ``"dual"`` is projected dual ascent on α itself, ``"log"`` SB3's Adam on
+        log α, ``"exp"`` softlearning's
+    :param ent_coef_max: upper bound of a learned α
+    :param actor_learning_rate: learning rate of the actor; None for ``learning_rate``
+    :param critic_learning_rate: learning rate of the critics; None for ``learning_rate``
+    :param value_learning_rate: learning rate of the value network; None for ``learning_rate``
+    :param ent_coef_learning_rate: learning rate of a learned α; None for ``learning_rate``
+    :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
+    :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
+    :param target_entropy_scale: the automatic H̄ of ``Discrete`` actions as a fraction of log|A|, the entropy of the uniform
+        policy, in [0, 1); ``Box`` actions have −A at any scale
+    :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
+    :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
+    :param max_grad_norm: clip each network's gradient to this Euclidean norm
+    :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps of a ``learn()`` are so many
+        that it pays off. On CUDA devices anything but False also captures it in a CUDA graph. Results differ in rounding
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+
+    #: the gradient step; a subclass may name one of its own
+    update_class: ClassVar[type[ActorCriticUpdate]] = ActorCriticUpdate
+
+    def __init__(
+        self,
+        policy: str | type[SoftACPolicy],
+        env: GymEnv | str,
+        learning_rate: LearningRate = DEFAULT_LEARNING_RATE,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float | Schedule = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        value_network: bool = False,
+        actor_q: ActorQ = "min",
+        target_q: CriticReduction = "min",
+        target_subset: int | None = None,
+        ent_coef_update: TemperatureUpdate = "dual",
+        ent_coef_max: float | None = None,
+        target_entropy_scale: float = DEFAULT_TARGET_ENTROPY_SCALE,
+        actor_learning_rate: LearningRate | None = None,
+        critic_learning_rate: LearningRate | None = None,
+        value_learning_rate: LearningRate | None = None,
+        ent_coef_learning_rate: LearningRate | None = None,
+        random_steps: int | None = None,
+        policy_delay: int = 1,
+        soft_n_step: bool = False,
+        reward_scale: float = 1.0,
+        max_grad_norm: float | None = None,
+        compile: Compile = "auto",
+    ) -> None:
+        if env is None and _init_setup_model:  # `load` builds a model without one, and sets it up later
+            raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
+        self.ent_coef = ent_coef
+        self.target_update_interval = target_update_interval
+        self.target_entropy = target_entropy
+        self.value_network = value_network
+        self.actor_q: ActorQ = actor_q
+        self.target_q: CriticReduction = target_q
+        self.target_subset = target_subset
+        self.ent_coef_update: TemperatureUpdate = ent_coef_update
+        self.ent_coef_max = ent_coef_max
+        self.target_entropy_scale = target_entropy_scale
+        self.actor_learning_rate = actor_learning_rate
+        self.critic_learning_rate = critic_learning_rate
+        self.value_learning_rate = value_learning_rate
+        self.ent_coef_learning_rate = ent_coef_learning_rate
+        self.random_steps = random_steps
+        self.policy_delay = policy_delay
+        self.soft_n_step = soft_n_step
+        self.reward_scale = reward_scale
+        self.max_grad_norm = max_grad_norm
+        self.compile: Compile = compile
+        #: the target entropy that replaced "auto", so that `load` can tell it from one that was asked for
+        self._automatic_target_entropy: float | None = None
+        super().__init__(
+            policy,
+            env,
+            learning_rate=cast(float, learning_rate),  # SB3 only stores it
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    # --- the update that the options describe -------------------------------------------------------------------------
+
+    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        if self._automatic_target_entropy is not None and options["target_entropy"] == self._automatic_target_entropy:
+            options["target_entropy"] = self.target_entropy = "auto"
+        set_up = self._runtime.set_up
+        return check_arguments(
+            options, self.observation_space, self.action_space, self.n_envs, weights_follow=set_up.weights_follow
+        )
+
+    def _check_architecture(self) -> None:
+        self._built_for = check_architecture(self, self._built_for, self._runtime.set_up.expected_policy_kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._check_target_subset()
+
+    def _check_target_subset(self) -> None:
+        if self.target_subset is not None and self.target_subset > self.critic.n_critics:
+            raise ValueError(
+                f"`target_subset` is {self.target_subset}, but it must be at most `n_critics`={self.critic.n_critics}."
+            )
+
+    def _apply_options(self, changed: Any) -> None:
+        if "target_entropy" in changed:  # one that is set by hand is no longer a fraction of anything
+            self.target_entropy_scale, self._automatic_target_entropy = DEFAULT_TARGET_ENTROPY_SCALE, None
+        super()._apply_options(changed)
+        self._check_target_subset()
+        if {"ent_coef", "ent_coef_update"} & set(changed):
+            alpha = self.temperature.value.item()
+            self.temperature = self._make_temperature().to(self.device)
+            if "ent_coef" not in changed and isinstance(self.temperature, LearnedTemperature):
+                self.temperature.set_value(alpha)
+            self._built_for = None
+            self._check_architecture()
+        elif isinstance(self.temperature, LearnedTemperature):
+            self._resolve_target_entropy()
+
+    def _make_temperature(self) -> Temperature:
+        temperature = make_temperature(
+            self.ent_coef,
+            self.ent_coef_update,
+            self.ent_coef_max,
+            self._target_entropy(),
+            self._own_learning_rates().get("ent_coef", self.lr_schedule),
+            clip_initial=self._runtime.set_up.weights_follow,
+        )
+        if isinstance(temperature, LearnedTemperature):
+            self._resolve_target_entropy()
+        return temperature
+
+    def _resolve_target_entropy(self) -> None:
+        """Replace "auto" by its number, which users read."""
+        resolved = self._target_entropy()
+        self._automatic_target_entropy = resolved if self.target_entropy == "auto" else None
+        self.target_entropy = resolved
+
+    def _target_entropy(self) -> float:
+        """H̄ in nats, the one that was asked for or the automatic one."""
+        if not isinstance(self.action_space, spaces.Discrete):
+            return -float(get_action_dim(self.action_space)) if self.target_entropy == "auto" else float(self.target_entropy)
+        highest = math.log(self.action_space.n)
+        if self.target_entropy == "auto":
+            return self.target_entropy_scale * highest
+        if not float(self.target_entropy) < highest:
+            raise ValueError(
+                f"`target_entropy` is {self.target_entropy}, but it must be below log|A| = {highest:.4f}, the entropy of the "
+                f"uniform policy over {self.action_space.n} actions: the temperature would grow without end."
+            )
+        return float(self.target_entropy)
+
+    def _make_update(self) -> Update:
+        settings = ActorCriticSettings(
+            clip_gradients=self.max_grad_norm is not None,
+            actor_q=self.actor_q,
+            target_q=self.target_q,
+            target_subset=self.target_subset,
+        )
+        return self.update_class(self.policy, self.temperature, settings)
+
+    def _set_numbers(self, update: Update) -> None:
+        update.tau, update.reward_scale = self.tau, self.reward_scale
+        update.max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        if isinstance(self.temperature, LearnedTemperature):
+            self.temperature.target_entropy = float(self.target_entropy)
+            self.temperature.set_maximum(self.ent_coef_max)
+            self.temperature.schedule = self._own_learning_rates().get("ent_coef", self.lr_schedule)
+
+    # --- other models and files ---------------------------------------------------------------------------------------
+
+    def export(
+        self,
+        path: str | pathlib.Path,
+        format: export.Format = "onnx",
+        deterministic: bool = True,
+        vec_normalize: VecNormalize | None = None,
+    ) -> pathlib.Path:
+        """Write the policy as one file that maps raw observations to actions of the environment.
+
+        Observations enter in batches, as ``observation_space`` has them (images channels first, as SB3 stores them), Dict
+        ones by the names of their keys; the output ``action`` is rescaled to the action bounds and clipped. The file is
+        compared with ``predict()`` on random observations before it takes its place. ``sb3_softac.export.ExportedPolicy``
+        loads it again.
+
+        :param path: file name; ``.onnx`` or ``.pt`` is added if it has no suffix
+        :param format: ``"onnx"``, which needs the extra ``export``, or ``"torchscript"``
+        :param deterministic: the mean or most probable action; False samples, with TorchScript only
+        :param vec_normalize: statistics that normalise the observations inside the file, if the model was trained with them
+        :return: the file
+        :raises ValueError: a value out of range, or options that contradict each other
+        :raises ImportError: ONNX is not installed
+        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound),
+            or where float32 itself is not so exact, by more than a few times its rounding error
+        """
+        if vec_normalize is None and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            warnings.warn(
+                "The model was trained with normalised observations, but the file will not normalise them: "
+                "`vec_normalize=model.get_vec_normalize_env()` makes it do so.",
+                stacklevel=2,
+            )
+        return export.write(self.policy, path, format, deterministic, vec_normalize)
+
+    def warm_start(
+        self: SelfSoftAC, source: "str | pathlib.Path | io.BufferedIOBase | SoftAC | SAC", temperature: bool = False
+    ) -> SelfSoftAC:
+        """Take over the weights of another model's networks and targets, to train on from its policy.
+
+        All else stays as it was constructed: optimizers start anew, and α at its initial value. Uniformly random steps at the
+        start would hide the policy; ``random_steps=0`` skips them.
+
+        :param source: a ``SoftAC`` or SB3 ``SAC``, or the file that one was saved to
+        :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
+        :return: this model
+        :raises ValueError: another kind of source, networks of other shapes, or an α that has no place here
+        """
+        check_flag("temperature", temperature)
+        learned = self.temperature
+        if temperature and not isinstance(learned, LearnedTemperature):
+            raise ValueError(f"`temperature` is True, but `ent_coef`={self.ent_coef!r} is fixed: there is none to start from.")
+        source = conversion.load_source(source)
+        ent_coef = conversion.ent_coef_of(source)
+        if temperature and ent_coef == 0.0 and self.ent_coef_update != "dual":
+            raise ValueError(
+                "`temperature` is True, but the temperature of the source is 0, where "
+                f"`ent_coef_update`={self.ent_coef_update!r} cannot start."
+            )
+        conversion.copy_weights(source, self.policy)
+        if temperature:
+            cast(LearnedTemperature, learned).set_value(ent_coef)
+        if self.use_sde:
+            self.policy.reset_noise()  # from the weights that were copied
+        return self
+
+    @classmethod
+    def from_sb3(cls: type[SelfSoftAC], sac: SAC, **ours: Any) -> SelfSoftAC:
+        """Take over a model of SB3's ``SAC``: weights, targets, optimizers, temperature and counters.
+
+        Environment and replay buffer are handed over, not copied. A learned temperature continues in SB3's form
+        (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
+
+        :param sac: the model
+        :param ours: arguments of ``SoftAC`` that replace those of ``sac``
+        :return: the new model
+        :raises ValueError: ``sac`` is no SB3 ``SAC``, or it has no weights or no buffer for what ``ours`` asks for
+        """
+        if not isinstance(sac, SAC):
+            raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC.")
+        if ours.get("value_network"):
+            raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
+        arguments = conversion.sac_arguments(sac) | {"env": sac.env} | ours
+        conversion.refuse_what_is_handed_over(sac, ours)
+        if not str(arguments["ent_coef"]).startswith("auto"):
+            for unused in {"ent_coef_update", "target_entropy"} - set(ours):
+                arguments.pop(unused, None)
+        model = cls(_init_setup_model=False, **arguments)
+        if model.env is not None:
+            check_for_correct_spaces(model.env, sac.observation_space, sac.action_space)
+        if model.env is not None and model.n_envs != sac.n_envs:
+            raise ValueError(f"`env` has {model.n_envs} environments, but the replay buffer of `sac` is for {sac.n_envs}.")
+        model.observation_space, model.action_space, model.n_envs = sac.observation_space, sac.action_space, sac.n_envs
+        model.replay_buffer = sac.replay_buffer
+        model._runtime = Runtime(SetUp(seeds="seed" in ours, weights_follow=True))
+        model._setup_model()
+        if model.replay_buffer is not None:
+            model._match_returns(model.replay_buffer)
+            model.replay_buffer.device = model.device
+        conversion.copy_networks(sac, model.policy)
+        conversion.copy_temperature(sac, model.temperature)
+        model.__dict__.update({name: getattr(sac, name) for name in conversion.PROGRESS})
+        if model.env is not sac.env:
+            model._interrupt_episode()
+            if isinstance(model.replay_buffer, HerReplayBuffer):
+                model.replay_buffer.env = model.env
+        if model.use_sde:
+            model.policy.reset_noise()  # from the weights that were copied
+        if sac._custom_logger:
+            model.set_logger(sac.logger)
+        return model

@@ -1,0 +1,220 @@
+"""Soft actor-critic: the algorithm box of the papers, read from top to bottom.
+
+Equations, sources and the option that chooses each: docs/algorithm.md.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+
+from sb3_softac.engine import Metrics, OptimizerStep, UpdateFlags
+from sb3_softac.engine.optimizers import step as plain_step
+from sb3_softac.replay import Batch
+from sb3_softac.update import losses
+from sb3_softac.update.base import Numbers, Settings, Update
+from sb3_softac.update.losses import CriticReduction
+from sb3_softac.update.temperature import Temperature
+
+ActorQ = Literal["min", "mean", "first", "target_min"]
+
+FIRST_CRITIC = slice(0, 1)
+
+
+@dataclass(frozen=True)
+class ActorCriticSettings(Settings):
+    """Options of soft actor-critic that a gradient step holds as constants."""
+
+    actor_q: ActorQ = "min"
+    target_q: CriticReduction = "min"
+    target_subset: int | None = None
+
+
+class Noise(NamedTuple):
+    """Random numbers of one gradient step; None for those that it does not need, or draws by itself."""
+
+    observations: th.Tensor | None = None  # ε of the actions at s, (B, A)
+    next_observations: th.Tensor | None = None  # ε of the actions at s', (B, A)
+    later_observations: th.Tensor | None = None  # ε of the actions between s and s', (B·(n − 1), A)
+    critic_indices: th.Tensor | None = None  # the critics of the targets, (M,)
+
+
+DRAWN_INSIDE = Noise()
+
+
+class ActorCriticUpdate(Update):
+    """One gradient step of soft actor-critic.
+
+    A subclass may override any method; what it returns is compiled like ours if it is made of tensor operations.
+
+    :param networks: a policy with ``actor``, ``critic``, ``critic_target``, ``value_net`` and ``value_net_target``, of which
+        some may be None
+    :param temperature: α
+    :param settings: options
+    """
+
+    settings: ActorCriticSettings
+
+    def __init__(self, networks: Any, temperature: Temperature, settings: ActorCriticSettings) -> None:
+        super().__init__(networks, temperature, settings)
+        discrete = isinstance(networks.action_space, spaces.Discrete)
+        self._soft_value = losses.discrete_soft_value if discrete else losses.soft_value
+        self._actor_loss = losses.discrete_actor_loss if discrete else losses.actor_loss
+
+    def obstacle(self) -> str | None:
+        """Why it can run in eager mode only, or None."""
+        return "gSDE keeps its noise between the steps" if self.networks.use_sde else None
+
+    # --- the algorithm box -----------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        batch: Batch,
+        noise: Noise | None,
+        flags: UpdateFlags,
+        numbers: Numbers,
+        optimizer_step: OptimizerStep = plain_step,
+    ) -> Metrics:
+        """One gradient step. Every loss uses the temperature and the actor from before it; parameters as in ``Update``."""
+        noise = noise or DRAWN_INSIDE
+        networks = self.networks
+        ent_coef = self.temperature.at_most(numbers.ent_coef_max).clone()
+        metrics = {"ent_coef": ent_coef}
+        if networks.use_sde:
+            networks.actor.reset_noise()
+        pi = None
+        if flags.actor or networks.value_net is not None:
+            pi = networks.actor.action_distribution(batch.observations, noise.observations)
+            metrics |= pi.metrics()
+        target = self.bellman_target(batch, ent_coef, noise, numbers)
+        if networks.value_net is not None:
+            metrics |= self.update_value_network(batch, pi, ent_coef, noise, numbers, optimizer_step)
+        metrics |= self.update_critics(batch, target, numbers, optimizer_step)
+        if flags.actor:
+            assert pi is not None
+            metrics |= self.update_actor(batch, pi, ent_coef, numbers, optimizer_step)
+            metrics |= self.update_temperature(pi, numbers, optimizer_step)
+        if flags.targets:
+            self.update_targets(numbers)
+        return Metrics(tuple(metrics), th.stack(tuple(metrics.values())))
+
+    # --- its parts -------------------------------------------------------------------------------------------------
+
+    @th.no_grad()
+    def bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> th.Tensor:
+        """y = k·r + γ(1 − d)·V(s'), (B,), with V the target value network or the soft value of the target critics."""
+        next_value = self.next_value(batch, ent_coef, noise)
+        target = losses.bellman_target(batch.rewards, batch.dones, batch.discounts, next_value, numbers.reward_scale)
+        if batch.later_observations is None:
+            return target
+        assert batch.later_discounts is not None
+        later = self.networks.actor.action_distribution(batch.later_observations, noise.later_observations)
+        log_prob = later.mean_log_prob().view_as(batch.later_discounts)
+        return target + losses.later_entropies(log_prob, batch.later_discounts, ent_coef)
+
+    def next_value(self, batch: Batch, ent_coef: th.Tensor, noise: Noise) -> th.Tensor:
+        """V(s'), (B,)."""
+        networks, observations = self.networks, batch.next_observations
+        if networks.value_net_target is not None:
+            value: th.Tensor = networks.value_net_target(observations).squeeze(1)
+            return value
+        assert networks.critic_target is not None, "target critics are missing"
+        pi = networks.actor.action_distribution(observations, noise.next_observations)
+        next_q = self.target_reduction(networks.critic_target, observations, pi.actions, noise.critic_indices)
+        return self._soft_value(next_q, pi.log_prob, ent_coef)
+
+    def target_reduction(
+        self, critics: Any, observations: Any, actions: th.Tensor | None, critic_indices: th.Tensor | None
+    ) -> th.Tensor:
+        """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated.
+
+        :return: (B,), or (B, |A|) for all discrete actions, where ``actions`` is None
+        """
+        chosen: th.Tensor | slice | None = FIRST_CRITIC if self.settings.target_q == "first" else None
+        if self.settings.target_subset is not None:
+            chosen = self.draw_critic_indices() if critic_indices is None else critic_indices
+        return losses.reduce_critics(critics.q_values(observations, actions, chosen), self.settings.target_q)
+
+    def update_value_network(
+        self,
+        batch: Batch,
+        pi: Any,
+        ent_coef: th.Tensor,
+        noise: Noise,
+        numbers: Numbers,
+        optimizer_step: OptimizerStep = plain_step,
+    ) -> dict[str, th.Tensor]:
+        """One optimizer step of V towards the soft value of a fresh action."""
+        networks = self.networks
+        with th.no_grad():
+            q = self.target_reduction(networks.critic, batch.observations, pi.actions, noise.critic_indices)
+            target = self._soft_value(q, pi.log_prob, ent_coef)
+        loss = losses.value_loss(networks.value_net(batch.observations).squeeze(1), target)
+        self.minimise(loss, networks.value_net, numbers, optimizer_step)
+        return {"value_loss": loss.detach()}
+
+    def update_critics(
+        self, batch: Batch, target: th.Tensor, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+    ) -> dict[str, th.Tensor]:
+        """One optimizer step of all critics towards y, (B,)."""
+        critic = self.networks.critic
+        outputs = critic.outputs(batch.observations, batch.actions)
+        loss = critic.head.loss(outputs, target)
+        grad_norm = self.minimise(loss, critic, numbers, optimizer_step)
+        q_value = critic.head.expected_value(outputs.detach()).mean()
+        return {"critic_loss": loss.detach(), "q_value": q_value, "grad_norm_critic": grad_norm}
+
+    def update_actor(
+        self,
+        batch: Batch,
+        pi: Any,
+        ent_coef: th.Tensor,
+        numbers: Numbers,
+        optimizer_step: OptimizerStep = plain_step,
+    ) -> dict[str, th.Tensor]:
+        """One optimizer step of the actor, on the critics after their update."""
+        networks, actor_q = self.networks, self.settings.actor_q
+        critics = networks.critic_target if actor_q == "target_min" else networks.critic
+        indices = FIRST_CRITIC if actor_q == "first" else None
+        how: CriticReduction = "min" if actor_q == "target_min" else actor_q
+        with th.set_grad_enabled(pi.actions is not None):  # without a sampled action no gradient runs through Q
+            q = losses.reduce_critics(critics.q_values(batch.observations, pi.actions, indices), how)
+        loss = self._actor_loss(q, pi.log_prob, ent_coef)
+        grad_norm = self.minimise(loss, networks.actor, numbers, optimizer_step)
+        return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
+
+    def update_temperature(
+        self, pi: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+    ) -> dict[str, th.Tensor]:
+        """One step of a learned α towards the target entropy."""
+
+        def apply(optimizer: th.optim.Optimizer, gradients: Any) -> None:
+            self.apply_gradients(optimizer, gradients, optimizer_step)
+
+        loss = self.temperature.update(pi.mean_log_prob(), numbers.target_entropy, numbers.ent_coef_max, apply)
+        return {} if loss is None else {"ent_coef_loss": loss}
+
+    # --- random numbers --------------------------------------------------------------------------------------------
+
+    def draw_noise(self, batch_size: int, flags: UpdateFlags) -> Noise:
+        """What a step would draw by itself, in the same order (but for dropout, which is drawn in between)."""
+        networks = self.networks
+        outside = not (networks.actor.draws_own_noise or isinstance(networks.action_space, spaces.Discrete))
+        action_dim = math.prod(networks.action_space.shape or ())
+        draw_here = outside and (flags.actor or networks.value_net is not None)
+        draw_next = outside and networks.value_net is None
+
+        def normal() -> th.Tensor:
+            return th.randn((batch_size, action_dim), device=self.device)
+
+        return Noise(
+            observations=normal() if draw_here else None,
+            next_observations=normal() if draw_next else None,
+            critic_indices=None if self.settings.target_subset is None else self.draw_critic_indices(),
+        )
+
+    def draw_critic_indices(self) -> th.Tensor:
+        """The random subset of critics that a target is taken over, (M,)."""
+        return th.randperm(self.networks.critic.n_critics, device=self.device)[: self.settings.target_subset]
