@@ -70,6 +70,17 @@ def zoo_settings(algorithm: Any, env: str) -> dict[str, Any]:
     return settings
 
 
+def entropy_coefficient(model: Any) -> float | str:
+    """α of SoftAC or SB3's SAC, learned or fixed, rounded; nothing for algorithms that have none."""
+    if isinstance(model, SoftAC):
+        alpha = model.temperature.value
+    elif isinstance(model, SAC):
+        alpha = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
+    else:
+        return ""
+    return round(alpha.item(), 4)  # `float` of a tensor that requires a gradient warns
+
+
 def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     """One training run on one thread, and the mean return of its last evaluation."""
     variant, seed, args = job
@@ -85,9 +96,6 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     curve = Evaluations(args.env, args.steps, args.points, 10, seed=10_000 + seed)
     model.learn(args.steps, callback=curve, log_interval=None)
     final: Any = evaluate_policy(model, curve.eval_env, n_eval_episodes=args.episodes)[0]
-    alpha: Any = ""
-    if not isinstance(model, DQN):
-        alpha = round(float(model.temperature.value if isinstance(model, SoftAC) else model.log_ent_coef.exp()), 4)
     return {
         "variant": variant,
         "env": args.env,
@@ -96,7 +104,7 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         "return": round(float(final), 1),
         "best": max(curve.returns),
         "curve": " ".join(map(str, curve.returns)),
-        "alpha": alpha,
+        "alpha": entropy_coefficient(model),
         "entropy": round(model.logger.name_to_value.get("train/entropy", float("nan")), 4),
         "settings": json.dumps(settings),
         "episodes": args.episodes,
