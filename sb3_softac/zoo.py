@@ -143,10 +143,7 @@ def option_defaults() -> dict[str, Any]:
 
 
 def takes_names(argument: str) -> bool:
-    """Whether a hyperparameter has names for values: ``min`` is one of them, and no function of Python.
-
-    :param argument: name of the hyperparameter
-    """
+    """Whether the values of a hyperparameter are names: ``min`` is one of them, and no function of Python."""
     default = option_defaults().get(argument)
     others = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
     return argument in others or isinstance(default, str)
@@ -212,7 +209,8 @@ def _store_params(store: Callable[..., None]) -> Callable[..., None]:
             is_string = PLAIN_STRING.fullmatch(value) or (PLAIN_NAME.fullmatch(value) and takes_names(key))
             quoted.append(f"{key}:{value!r}" if is_string else argument)
         # `--algo` may stand behind `-params`: the namespace then still holds its default.
-        is_ours = getattr(namespace, "algo", None) == ALGO or ALGO in sys.argv or f"--algo={ALGO}" in sys.argv
+        command = f"{' '.join(sys.argv)} ".replace("=", " ")
+        is_ours = getattr(namespace, "algo", None) == ALGO or f" --algo {ALGO} " in command
         if not is_ours or "-params" not in self.option_strings:
             store(self, parser, namespace, quoted, option_string)
             return

@@ -420,16 +420,17 @@ class TestUnknownNames:
             parse_params("tau:0.1", text)
         assert message in capsys.readouterr().err
 
-    def test_where_the_algorithm_follows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        arguments = ["-params", "actorq:mean", "--algo", "softac"]
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    @pytest.mark.parametrize("algo", [["--algo", "softac"], ["--algo=softac"]])
+    def test_where_the_algorithm_follows(self, algo: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", "-params", "actorq:mean", *algo])
         parser = argparse.ArgumentParser()
         parser.add_argument("-params", nargs="+", action=rl_zoo3.utils.StoreDict)
         parser.add_argument("--algo", default="ppo")
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args()
 
-    def test_other_algorithms_have_their_own_names(self) -> None:
+    def test_other_algorithms_have_their_own_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--algo", "ppo", "-f", "softac"])
         assert parse_params("clip_range:0.2", algo="ppo") == {"clip_range": 0.2}
         with pytest.raises(NameError):
             parse_params("actorq:mean", algo="ppo")
@@ -543,9 +544,11 @@ class TestContinuing:
         )
         assert type(model) is SoftAC
         assert (model.gamma, model.tau, model.learning_rate, model.ent_coef_update) == (0.95, 0.3, 1e-3, "log")
+        assert sac.log_ent_coef is not None
         assert model.temperature.value.item() == pytest.approx(sac.log_ent_coef.exp().item())
         for name, tensor in sac.actor.state_dict().items():
             assert (model.actor.state_dict()[name] == tensor).all()
+        assert model.replay_buffer is not None
         assert model.replay_buffer.size() == 150
         printed = capsys.readouterr().out
         assert printed.count("was saved by SB3's SAC: SoftAC goes on from its networks") == 1
