@@ -3,7 +3,7 @@
     python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output docs/returns-halfcheetah.csv
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Learning starts after 1,000 random steps, at a
-rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyper-parameter files instead:
+learning rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyperparameter files:
 hyperparams/softac.yml for SoftAC, RL Zoo's own tuned file for a peer; --set overrides those of SoftAC. --table prints CSV
 files as a Markdown table.
 """
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=30_000)
-    parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyper-parameter files")
+    parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyperparameter files")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of SoftAC")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["SoftAC dual", "SB3 SAC"])

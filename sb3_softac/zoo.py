@@ -1,4 +1,4 @@
-"""Everything about RL Zoo: registration, hyper-parameter search, and ``python -m sb3_softac.zoo train|enjoy|…``.
+"""Everything about RL Zoo: registration, hyperparameter search, and ``python -m sb3_softac.zoo train|enjoy|…``.
 
 RL Zoo finds algorithms, samplers and converters in dicts that its modules share, so these are changed in place, and so are
 its classes, which other modules may have imported already. Every extension acts only where the algorithm is ``softac``, but
@@ -79,7 +79,7 @@ def hyperparams_path() -> Path:
     return installed if installed.is_file() else package.parent / "hyperparams" / f"{ALGO}.yml"
 
 
-# --- hyper-parameter search
+# --- hyperparameter search
 
 
 def convert_softac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def sample_softac_params(
 
 
 def _with_implied(ours: dict[str, Any]) -> dict[str, Any]:
-    """Add what the sampled options need, in case the hyper-parameter file or the command line has set it otherwise."""
+    """Add what the sampled options need, in case the hyperparameter file or the command line has set it otherwise."""
     # A search over its update needs a learned temperature; the common learning rate is sampled, so critics must follow it.
     implied: dict[str, Any] = {"ent_coef": "auto", "critic_learning_rate": None, "ent_coef_learning_rate": None}
     if not ours.get("value_network", False):
@@ -176,7 +176,7 @@ def _suggest(name: str, allowed: list[str]) -> str:
 def expand_preset(explicit: Mapping[str, Any] | None, hyperparams: dict[str, Any]) -> dict[str, Any]:
     """Replace the key ``preset`` by the arguments that it stands for.
 
-    A preset of the hyper-parameter file is overridden by its other keys. One of the command line replaces what the file
+    A preset of the hyperparameter file is overridden by its other keys. One of the command line replaces what the file
     tunes for its task, and is overridden by the other arguments of the command line, and by those of an Optuna trial.
 
     :param explicit: what was passed with ``-params``, or comes from a trial
@@ -219,9 +219,10 @@ def _store_params(store: Callable[..., None]) -> Callable[..., None]:
             key, _, value = argument.partition(":")
             try:
                 check_names({key: value})
-                store(self, parser, namespace, [argument], option_string)
             except ValueError as error:
                 raise argparse.ArgumentError(self, str(error)) from error
+            try:
+                store(self, parser, namespace, [argument], option_string)
             except Exception as error:  # whatever Python raises on the user's text
                 reason = f"is {value!r}, which Python does not understand ({error})" if value else "has no value"
                 message = f"`{key}` {reason}; write {key}:VALUE, and quotes around a string: {key}:\"'text'\"."
@@ -287,13 +288,14 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def _continue_from_sac(load: Callable[..., Any]) -> Callable[..., Any]:
     """``--trained-agent`` takes files of SB3's SAC too; what is kept from the agent is saved as it has it."""
-    load_sac = _rebind(load, ALGOS={ALGO: SimpleNamespace(load=_load_sac)})
 
     @functools.wraps(load)
     def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
         if self.algo != ALGO:
             return load(self, hyperparams, env)
-        model = (load_sac if saved_by_sac(self.trained_agent) else load)(self, hyperparams, env)
+        algorithms = {ALGO: SimpleNamespace(load=_load_sac)}
+        is_sac = saved_by_sac(self.trained_agent)
+        model = (_rebind(load, ALGOS=algorithms) if is_sac else load)(self, hyperparams, env)
         of_policy = {name: value for name, value in model.policy_kwargs.items() if name not in ("use_sde", "value_network")}
         kept = {"policy_kwargs": of_policy, "ent_coef": model.ent_coef}
         changed = {name: kept[name] for name in kept if name in self._used and self._used[name] != kept[name]}
@@ -399,7 +401,7 @@ def extend_callbacks(module: ModuleType) -> None:
 
 
 def extend_experiment_manager(module: ModuleType) -> None:
-    """Add sampler and converter for ``-optimize``, our hyper-parameter file and presets, and files of SAC to continue from.
+    """Add sampler and converter for ``-optimize``, our hyperparameter file and presets, and files of SAC to continue from.
 
     :param module: ``rl_zoo3.exp_manager``
     """

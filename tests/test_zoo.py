@@ -411,6 +411,7 @@ class TestUnknownNames:
             ("tensorboard_log:logs", "pass --tensorboard-log instead"),
             ("gradient_steps:two", "`gradient_steps` is 'two', which Python does not understand (name 'two' is not defined)"),
             ("policy_kwargs:dict(net_arch=[64)", "which Python does not understand"),
+            ("batch_size:int('many')", "`batch_size` is \"int('many')\", which Python does not understand (invalid literal"),
             ("preset", "`preset` has no value; write preset:VALUE"),
             ("gamma=0.9", "there is no such hyperparameter. Did you mean gamma?"),
         ],
