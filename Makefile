@@ -12,10 +12,11 @@ export PYTHONUNBUFFERED = 1
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Pendulum-v1 through RL Zoo, then the final evaluation and the learning curve.
+# Pendulum-v1 through RL Zoo; then one table of training and evaluation returns, the learning curve, the best model, and the
+# command that runs it. `--verbose 0`, because each evaluation would print a table of its own otherwise.
 train: .venv/installed
 	$(BIN)/python -m rl_zoo3.train --algo softac --env Pendulum-v1 --seed 1 \
-		--num-threads 1 --eval-freq 1000 --eval-episodes 10 --log-interval -2 --progress
+		--num-threads 1 --eval-freq 1000 --eval-episodes 10 --verbose 0 --progress
 	$(BIN)/python examples/learning_curve.py --env Pendulum-v1
 
 test: .venv/installed

@@ -3,7 +3,7 @@
     python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output docs/returns-halfcheetah.csv
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Learning starts after 1,000 random steps, at a
-rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyper-parameter files instead:
+learning rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyperparameter files:
 hyperparams/softac.yml for SoftAC, RL Zoo's own tuned file for a peer; --set overrides those of SoftAC. --table prints CSV
 files as a Markdown table.
 """
@@ -70,6 +70,17 @@ def zoo_settings(algorithm: Any, env: str) -> dict[str, Any]:
     return settings
 
 
+def entropy_coefficient(model: Any) -> float | str:
+    """α of SoftAC or SB3's SAC, learned or fixed, rounded; nothing for algorithms that have none."""
+    if isinstance(model, SoftAC):
+        alpha = model.temperature.value
+    elif isinstance(model, SAC):
+        alpha = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
+    else:
+        return ""
+    return round(alpha.item(), 4)  # `float` of a tensor that requires a gradient warns
+
+
 def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     """One training run on one thread, and the mean return of its last evaluation."""
     variant, seed, args = job
@@ -85,9 +96,6 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     curve = Evaluations(args.env, args.steps, args.points, 10, seed=10_000 + seed)
     model.learn(args.steps, callback=curve, log_interval=None)
     final: Any = evaluate_policy(model, curve.eval_env, n_eval_episodes=args.episodes)[0]
-    alpha: Any = ""
-    if not isinstance(model, DQN):
-        alpha = round(float(model.temperature.value if isinstance(model, SoftAC) else model.log_ent_coef.exp()), 4)
     return {
         "variant": variant,
         "env": args.env,
@@ -96,7 +104,7 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         "return": round(float(final), 1),
         "best": max(curve.returns),
         "curve": " ".join(map(str, curve.returns)),
-        "alpha": alpha,
+        "alpha": entropy_coefficient(model),
         "entropy": round(model.logger.name_to_value.get("train/entropy", float("nan")), 4),
         "settings": json.dumps(settings),
         "episodes": args.episodes,
@@ -139,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=30_000)
-    parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyper-parameter files")
+    parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyperparameter files")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of SoftAC")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["SoftAC dual", "SB3 SAC"])

@@ -44,9 +44,9 @@ class Curve(BaseCallback):
         self.rows: list[dict[str, Any]] = []
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % self.every == 0 and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
+        logged = self.model.logger.name_to_value
+        if self.num_timesteps % self.every == 0 and "train/log_std" in logged:  # from the first update on
             mean: Any = evaluate_policy(self.model, self.eval_env, n_eval_episodes=EPISODES)[0]
-            logged = self.model.logger.name_to_value
             self.rows.append(
                 {
                     "step": self.num_timesteps,
@@ -121,9 +121,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("log-std"), help="name of CSV and plot, without suffix")
     parser.add_argument("--plot-only", action="store_true")
     args = parser.parse_args()
-    if args.steps < POINTS:
-        parser.error(f"--steps must be at least {POINTS}")
     table = args.output.with_suffix(".csv")
+    if args.plot_only and not table.is_file():
+        parser.error(f"--plot-only needs {table}, which does not exist: leave it out to train")
+    # The first update follows the step after the random ones, and is logged before the step after that.
+    last_point = args.steps // max(args.steps // POINTS, 1) * max(args.steps // POINTS, 1)
+    if not args.plot_only and (args.steps < POINTS or last_point < args.learning_starts + 2):
+        parser.error(
+            f"--steps is {args.steps}, but it must be at least {POINTS}, and so large that one of {POINTS} evaluations comes "
+            f"after the first update: more than --learning-starts, which is {args.learning_starts}"
+        )
     if not args.plot_only:
         jobs = [(*job, args.steps, args.learning_starts) for job in itertools.product(args.envs, LABELS, args.seeds)]
         rows: list[dict[str, Any]] = []

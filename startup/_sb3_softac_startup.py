@@ -1,18 +1,22 @@
 """Lets RL Zoo find ``--algo softac``: Python runs this at start-up, through ``sb3_softac.pth``.
 
-RL Zoo loads no plugins before it parses ``--algo``. This finder therefore waits for the import of two RL Zoo modules and has
-``sb3_softac.zoo`` extend each as soon as it is complete. It imports nothing else at start-up, and it never raises. The
+RL Zoo loads no plugins before it parses ``--algo``. This finder therefore waits for the import of three RL Zoo modules and
+has ``sb3_softac.zoo`` extend each as soon as it is complete. It imports nothing else at start-up, and it never raises. The
 environment variable ``SB3_SOFTAC_NO_STARTUP`` (any value but the empty one) switches it off.
 """
 
 import sys
 
 # Module of RL Zoo, and the function of sb3_softac.zoo that extends it.
-EXTENSIONS = {"rl_zoo3.utils": "extend_utils", "rl_zoo3.exp_manager": "extend_experiment_manager"}
+EXTENSIONS = {
+    "rl_zoo3.utils": "extend_utils",
+    "rl_zoo3.callbacks": "extend_callbacks",
+    "rl_zoo3.exp_manager": "extend_experiment_manager",
+}
 
 
 class Finder:
-    """Meta-path finder that steps in for the two modules, and leaves all others to Python."""
+    """Meta-path finder that steps in for the three modules, and leaves all others to Python."""
 
     def __init__(self):
         self.asking = set()  # names that this finder is asking the others for

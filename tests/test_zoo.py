@@ -1,12 +1,13 @@
 """RL Zoo: its literal commands in processes of their own, and what registration changes inside one."""
 
 import argparse
+import importlib.util
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import rl_zoo3.exp_manager
 import rl_zoo3.utils
 import yaml
 from huggingface_sb3 import EnvironmentName
+from rl_zoo3.callbacks import ParallelTrainCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from sb3_contrib import TQC
 from stable_baselines3 import SAC
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_softac import SoftAC, zoo
+from sb3_softac import SoftAC, presets, zoo
 
 PYTHON, RL_ZOO3 = [sys.executable], [str(Path(sys.executable).parent / "rl_zoo3")]
 PENDULUM = ["--algo", "softac", "--env", "Pendulum-v1"]
@@ -98,6 +102,8 @@ class TestCommands:
         assert model.target_entropy == pytest.approx(0.98 * math.log(2))
         assert (model._n_updates, model.policy_kwargs["net_arch"]) == (100, [256])
         assert "Episodes" in run(*RL_ZOO3, "enjoy", *task, "-f", "logs", "--no-render", "-n", "600")
+        entry = (tmp_path / "logs" / "softac" / "CartPole-v1_1" / "CartPole-v1" / "config.yml").read_text()
+        assert yaml.unsafe_load(entry)["learning_rate"] == 3e-4
         printed = run(*PYTHON, "-m", "rl_zoo3.train", *task, "-params", "preset:sigmund", expect=1)
         assert "`preset` is 'sigmund', but it must be one of 'sb3', 'haarnoja2018'" in printed
 
@@ -128,7 +134,7 @@ class TestCommands:
     def test_our_own_entry_point_needs_no_start_up_hook(self, run: Run) -> None:
         command = ["-m", "sb3_softac.zoo", "train", *PENDULUM, "-n", "150", "--eval-freq", "-1"]
         assert "Saving to logs/softac" in run(*PYTHON, *command, SB3_SOFTAC_NO_STARTUP="1")
-        assert "usage: python -m sb3_softac.zoo" in run(*PYTHON, "-m", "sb3_softac.zoo", expect=1)
+        assert "usage: python -m sb3_softac.zoo" in run(*PYTHON, "-m", "sb3_softac.zoo", expect=2)
 
     def test_the_hook_can_be_switched_off(self, run: Run) -> None:
         printed = run(*PYTHON, "-m", "rl_zoo3.train", *PENDULUM, expect=2, SB3_SOFTAC_NO_STARTUP="1")
@@ -157,6 +163,17 @@ class TestStartUp:
     def test_rl_zoo_without_its_experiments_stays_light(self, run: Run) -> None:
         """``import rl_zoo3`` gets the algorithm, and does not load Optuna for it."""
         code = "import sys, rl_zoo3; print('softac' in rl_zoo3.ALGOS, 'optuna' in sys.modules)"
+        assert run(*PYTHON, "-c", code) == "True False\n"
+
+    def test_a_callback_without_experiments(self, run: Run) -> None:
+        """The hook of this checkout, whichever is installed."""
+        startup = str(Path(__file__).parent.parent / "startup")
+        code = (
+            "import sys; sys.modules.pop('_sb3_softac_startup', None); sys.meta_path[:] = [f for f in sys.meta_path "
+            f"if 'softac' not in type(f).__module__]; sys.path.insert(0, {startup!r}); import _sb3_softac_startup\n"
+            "from rl_zoo3.callbacks import ParallelTrainCallback; print(hasattr(ParallelTrainCallback._init_callback, "
+            "'__wrapped__'), 'rl_zoo3.exp_manager' in sys.modules)"
+        )
         assert run(*PYTHON, "-c", code) == "True False\n"
 
     def test_it_never_raises(self, run: Run) -> None:
@@ -244,6 +261,338 @@ class TestRegistration:
         zoo.register()
         assert type(manager("sac")._preprocess_schedules({"learning_rate": "lin_1e-3"})["learning_rate"]) is not str
         assert manager("softac")._preprocess_schedules({"learning_rate": "lin_1e-3"}) == {"learning_rate": "lin_1e-3"}
+
+
+Experiment = Callable[..., tuple[ExperimentManager, Any]]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experiment]:
+    """Set up an experiment as RL Zoo's train script does: the manager, and the model that it would train."""
+    create, opened = ExperimentManager.create_envs, []
+
+    def create_envs(self: ExperimentManager, *args: Any, **kwargs: Any) -> Any:
+        opened.append(create(self, *args, **kwargs))
+        return opened[-1]
+
+    def set_up(env: str = "Pendulum-v1", algo: str = "softac", **kwargs: Any) -> tuple[ExperimentManager, Any]:
+        zoo.register()
+        arguments: dict[str, Any] = {"eval_freq": -1, "log_interval": -1, "device": "cpu", "verbose": 0, **kwargs}
+        one = ExperimentManager(argparse.Namespace(seed=0), algo, env, str(tmp_path / "logs"), **arguments)
+        result = one.setup_experiment()
+        return one, None if result is None else result[0]
+
+    monkeypatch.setattr(ExperimentManager, "create_envs", create_envs)
+    yield set_up
+    for env in opened:
+        env.close()
+
+
+def config_of(manager: ExperimentManager) -> Path:
+    return Path(manager.params_path) / "config.yml"
+
+
+def saved_by(manager: ExperimentManager) -> dict[str, Any]:
+    return dict(yaml.unsafe_load(config_of(manager).read_text()))
+
+
+FROM_FILE = """
+Pendulum-v1:
+  n_timesteps: 700
+  policy: MlpPolicy
+  preset: sigaud
+  n_envs: 2
+  normalize: "dict(norm_reward=False)"
+  gamma: 0.9
+  policy_kwargs: "dict(activation_fn=nn.Tanh)"
+"""
+
+
+class TestSavedHyperparameters:
+    """``config.yml`` and the console show what the model is built from."""
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"preset": "sigaud"},
+            {"preset": "droq", "learning_starts": 7, "policy_kwargs": {"dropout_rate": 0.5}},
+            {"preset": "spinningup_v1", "n_envs": 1, "env_wrapper": "rl_zoo3.wrappers.TimeFeatureWrapper"},
+            {"learning_rate": "lin_3e-4", "train_freq": (2, "episode")},
+        ],
+    )
+    def test_what_the_command_line_asks_for(
+        self, given: dict[str, Any], experiment: Experiment, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        manager, model = experiment(hyperparams=given)
+        saved = saved_by(manager)
+        printed = capsys.readouterr().out
+        named = {name: value for name, value in saved.items() if name not in zoo.OF_RL_ZOO}
+        for name, value in named.items():
+            assert f"('{name}'," in printed
+            if name in ("policy_kwargs", "train_freq"):  # in other forms in the model
+                continue
+            assert getattr(model, name) == value or value == "auto", name
+        assert "preset" not in saved
+        expected = presets.get(given["preset"], **given) if "preset" in given else given
+        assert {name: saved[name] for name in expected if name != "preset"} == {
+            name: value for name, value in expected.items() if name != "preset"
+        }
+        if "preset" in given:
+            assert expected["policy_kwargs"].items() <= model.policy_kwargs.items()
+            assert "net_arch=[64, 64]" not in printed
+
+    def test_a_preset_of_a_file(self, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "mine.yml").write_text(FROM_FILE)
+        manager, model = experiment(config=str(tmp_path / "mine.yml"), hyperparams={"batch_size": 32})
+        saved, printed = saved_by(manager), capsys.readouterr().out
+        assert (saved["learning_rate"], saved["gamma"], saved["batch_size"]) == (3e-4, 0.9, 32)
+        assert (model.learning_rate, model.gamma, model.batch_size, model.n_envs) == (3e-4, 0.9, 32, 2)
+        assert isinstance(model.env, VecNormalize)
+        assert (saved["n_envs"], saved["normalize"], saved["n_timesteps"]) == (2, "dict(norm_reward=False)", 700)
+        assert printed.count("Loading hyperparameters from") == printed.count(zoo.HEADING) == 1
+        assert "('learning_rate', 0.0003)" in printed
+
+    @pytest.mark.parametrize("given", [{"preset": "spinningup_v1", "n_envs": 1}, {"gamma": 0.9, "n_envs": 2}, None])
+    def test_a_run_can_be_repeated_from_its_config(self, given: dict[str, Any] | None, experiment: Experiment) -> None:
+        first, model = experiment(hyperparams=given, n_timesteps=321, env_kwargs={"g": 9.0}, seed=3)
+        second, again = experiment(config=str(config_of(first)), seed=3)
+        assert saved_by(first) == saved_by(second)
+        assert (second.n_timesteps, second.env_kwargs, second.eval_env_kwargs) == (321, {"g": 9.0}, {"g": 9.0})
+        assert again.learning_rate == model.learning_rate
+        for name, parameter in model.policy.state_dict().items():
+            assert (again.policy.state_dict()[name] == parameter).all()
+
+    def test_a_config_can_be_changed_when_it_is_repeated(self, experiment: Experiment) -> None:
+        first, _ = experiment(hyperparams={"preset": "sigaud"})
+        _, model = experiment(config=str(config_of(first)), hyperparams={"gamma": 0.5})
+        assert (model.gamma, model.actor_q) == (0.5, "target_min")
+
+    def test_a_trial_is_not_overridden_by_a_preset(self, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ExperimentManager, "load_trial", lambda *_: {"gamma": 0.6, "tau": 0.3})
+        trial = {"storage": "s.log", "study_name": "s", "trial_id": 1}
+        manager, model = experiment(hyperparams={"preset": "sigaud", "tau": 0.2}, **trial)
+        assert (model.gamma, model.tau, model.learning_rate) == (0.6, 0.2, 3e-4)
+        assert saved_by(manager)["gamma"] == 0.6
+
+    def test_what_a_search_starts_from(self, experiment: Experiment) -> None:
+        manager, model = experiment(hyperparams={"preset": "sigaud"}, optimize_hyperparameters=True)
+        assert model is None
+        assert manager._hyperparams["learning_rate"] == 3e-4
+
+    def test_other_algorithms_save_what_they_did(self, experiment: Experiment) -> None:
+        manager, _ = experiment(algo="sac", hyperparams={"gamma": 0.9}, n_timesteps=321)
+        assert (saved_by(manager)["n_timesteps"], saved_by(manager)["gamma"]) == (20000, 0.9)
+
+    def test_a_missing_file_is_reported_as_ever(self, experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(FileNotFoundError):
+            experiment(config="missing.yml")
+        assert capsys.readouterr().out == "Loading hyperparameters from: missing.yml\n"
+
+
+def parse_params(*texts: str, algo: str = "softac") -> dict[str, Any]:
+    zoo.register()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--algo", default="ppo")
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=rl_zoo3.utils.StoreDict)
+    parser.add_argument("--env-kwargs", nargs="+", action=rl_zoo3.utils.StoreDict)
+    return dict(parser.parse_args(["--algo", algo, "-params", *texts]).hyperparams)
+
+
+class TestUnknownNames:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("actorq:mean", "`actorq` is 'mean', but there is no such hyperparameter. Did you mean actor_q?"),
+            ("actorq:1", "`actorq` is '1', but there is no such hyperparameter. Did you mean actor_q?"),
+            ("n_env:2", "Did you mean n_envs?"),
+            ("learning-rate:1e-3", "Did you mean learning_rate?"),
+            ("xyz:1", "`xyz` is '1', but there is no such hyperparameter. Allowed are"),
+            ("seed:1", "`seed` is '1', but it must not be a hyperparameter: pass --seed instead"),
+            ("tensorboard_log:logs", "pass --tensorboard-log instead"),
+            ("gradient_steps:two", "`gradient_steps` is 'two', which Python does not understand (name 'two' is not defined)"),
+            ("policy_kwargs:dict(net_arch=[64)", "which Python does not understand"),
+            ("batch_size:int('many')", "`batch_size` is \"int('many')\", which Python does not understand (invalid literal"),
+            ("preset", "`preset` has no value; write preset:VALUE"),
+            ("gamma=0.9", "there is no such hyperparameter. Did you mean gamma?"),
+        ],
+    )
+    def test_on_the_command_line(self, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            parse_params("tau:0.1", text)
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize("algo", [["--algo", "softac"], ["--algo=softac"]])
+    def test_where_the_algorithm_follows(self, algo: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", "-params", "actorq:mean", *algo])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("-params", nargs="+", action=rl_zoo3.utils.StoreDict)
+        parser.add_argument("--algo", default="ppo")
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args()
+
+    def test_other_algorithms_have_their_own_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["train.py", "--algo", "ppo", "-f", "softac"])
+        assert parse_params("clip_range:0.2", algo="ppo") == {"clip_range": 0.2}
+        with pytest.raises(NameError):
+            parse_params("actorq:mean", algo="ppo")
+
+    @pytest.mark.parametrize("given", [{"actorq": "mean"}, {"gamma": 0.9, "actorq": 1}])
+    def test_in_python_before_anything_is_made(self, given: dict[str, Any], experiment: Experiment, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"`actorq` is .*Did you mean actor_q\?"):
+            experiment(hyperparams=given)
+        assert not (tmp_path / "logs").exists()
+
+    def test_in_a_file(self, experiment: Experiment, tmp_path: Path) -> None:
+        (tmp_path / "mine.yml").write_text(FROM_FILE.replace("gamma", "gama"))
+        with pytest.raises(ValueError, match=r"`gama` is 0.9, .*Did you mean gamma\?"):
+            experiment(config=str(tmp_path / "mine.yml"))
+
+    def test_arguments_of_a_subclass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Mine(SoftAC):
+            def __init__(self, *args: Any, flavour: str = "sweet", **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+
+        zoo.register()
+        monkeypatch.setitem(rl_zoo3.utils.ALGOS, "softac", Mine)
+        assert parse_params("flavour:sour", "gamma:0.9") == {"flavour": "sour", "gamma": 0.9}
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("policy:MlpPolicy", "MlpPolicy"),
+            ("compile:auto", "auto"),
+            ("compile:False", False),
+            ("target_subset:None", None),
+            ("noise_type:ornstein-uhlenbeck", "ornstein-uhlenbeck"),
+            ("replay_buffer_class:HerReplayBuffer", "HerReplayBuffer"),
+            ("env_wrapper:rl_zoo3.wrappers.TimeFeatureWrapper", "rl_zoo3.wrappers.TimeFeatureWrapper"),
+            ("callback:rl_zoo3.callbacks.ParallelTrainCallback", "rl_zoo3.callbacks.ParallelTrainCallback"),
+            ("env_wrapper:['rl_zoo3.wrappers.TimeFeatureWrapper']", ["rl_zoo3.wrappers.TimeFeatureWrapper"]),
+            ("target_entropy:-1.0", -1.0),
+        ],
+    )
+    def test_names_need_no_quotes(self, text: str, value: Any) -> None:
+        assert parse_params(text) == {text.partition(":")[0]: value}
+
+    def test_several(self) -> None:
+        assert parse_params("gamma:0.9", "actor_q:min", "preset:redq") == {"gamma": 0.9, "actor_q": "min", "preset": "redq"}
+
+
+class TestOurEntryPoint:
+    @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["-h"], 0), ([], 2), (["foo"], 2), (["plot_trian"], 2)])
+    def test_usage(
+        self, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["zoo.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            zoo.main()
+        printed = capsys.readouterr()
+        shown = printed.err if code else printed.out
+        assert stopped.value.code == code
+        for script in zoo.SCRIPTS:
+            assert script in shown
+        assert ("Did you mean plot_train?" in shown) == (arguments == ["plot_trian"])
+
+    @pytest.mark.parametrize("script", zoo.SCRIPTS)
+    def test_every_script_exists(self, script: str) -> None:
+        assert importlib.util.find_spec(f"rl_zoo3.{zoo.SCRIPTS[script][0]}") is not None
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # RL Zoo leaves a temporary file to the garbage collector
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestParallelTraining:
+    def test_it_trains(self, experiment: Experiment) -> None:
+        """As ``-params callback:rl_zoo3.callbacks.ParallelTrainCallback`` does."""
+        callback = {"rl_zoo3.callbacks.ParallelTrainCallback": {"gradient_steps": 5}}
+        given = {"callback": [callback], "train_freq": (1, "episode"), "buffer_size": 2000, "learning_starts": 100}
+        manager, model = experiment(hyperparams=given, n_timesteps=1000)
+        before = {name: tensor.clone() for name, tensor in model.actor.state_dict().items()}
+        manager.learn(model)
+        manager.save_trained_model(model)
+        trained = SoftAC.load(Path(manager.save_path) / "Pendulum-v1.zip")
+        assert trained._n_updates >= 5
+        assert trained._n_updates % 5 == 0
+        # What acts has received the weights of what trains.
+        assert not all((model.actor.state_dict()[name] == tensor).all() for name, tensor in before.items())
+
+    @pytest.mark.parametrize("algorithm", [SAC, TQC])
+    def test_others_still_do(self, algorithm: Any) -> None:
+        zoo.register()
+        model = algorithm("MlpPolicy", "Pendulum-v1", train_freq=(1, "episode"), buffer_size=1000, device="cpu")
+        callback = ParallelTrainCallback(gradient_steps=2)
+        model.learn(400, callback=callback)
+        assert type(callback._model) is algorithm
+        assert callback._model._n_updates >= 2
+
+
+class TestContinuing:
+    @pytest.fixture
+    def sac(self, tmp_path: Path) -> SAC:
+        """Trained for a while, and saved with its buffer as RL Zoo does."""
+        sac = SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [16]}, gamma=0.95, tau=0.02, device="cpu", seed=0)
+        sac.learn(150)
+        sac.save(tmp_path / "sac.zip")
+        return sac
+
+    def test_an_agent_of_sac(
+        self, sac: SAC, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Arguments of the hyperparameters replace those of the file, but for the policy's, as RL Zoo has it."""
+        sac.save_replay_buffer(tmp_path / "replay_buffer.pkl")
+        agent = str(tmp_path / "sac.zip")
+        manager, model = experiment(
+            trained_agent=agent, hyperparams={"tau": 0.3, "ent_coef": "auto_0.2", "learning_starts": 20}, n_timesteps=60
+        )
+        assert type(model) is SoftAC
+        assert (model.gamma, model.tau, model.learning_rate, model.ent_coef_update) == (0.95, 0.3, 1e-3, "log")
+        assert sac.log_ent_coef is not None
+        assert model.temperature.value.item() == pytest.approx(sac.log_ent_coef.exp().item())
+        for name, tensor in sac.actor.state_dict().items():
+            assert (model.actor.state_dict()[name] == tensor).all()
+        assert model.replay_buffer is not None
+        assert model.replay_buffer.size() == 150
+        printed = capsys.readouterr().out
+        assert printed.count("was saved by SB3's SAC: SoftAC goes on from its networks") == 1
+        saved = saved_by(manager)
+        assert saved["policy_kwargs"] == {"net_arch": [16]}
+        assert (saved["tau"], saved["ent_coef"]) == (0.3, "auto")
+        n_updates = model._n_updates
+        manager.learn(model)
+        assert model._n_updates > n_updates
+
+    def test_another_temperature(self, sac: SAC, experiment: Experiment, tmp_path: Path) -> None:
+        agent = str(tmp_path / "sac.zip")
+        _, model = experiment(trained_agent=agent, hyperparams={"preset": "sigaud", "ent_coef_update": "dual"})
+        assert (model.ent_coef_update, model.actor_q, model.replay_buffer.size()) == ("dual", "target_min", 0)
+        _, model = experiment(trained_agent=agent, hyperparams={"ent_coef": 0.1})
+        assert model.temperature.value.item() == pytest.approx(0.1)
+
+    def test_what_sac_has_no_weights_for(self, sac: SAC, experiment: Experiment, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="`value_network` is True"):
+            experiment(trained_agent=str(tmp_path / "sac.zip"), hyperparams={"value_network": True})
+
+    def test_several_environments(self, sac: SAC, experiment: Experiment, tmp_path: Path) -> None:
+        _, model = experiment(trained_agent=str(tmp_path / "sac.zip"), hyperparams={"n_envs": 2})
+        assert model.n_envs == model.replay_buffer.n_envs == 2
+
+    def test_our_own_agent(self, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        agent = tmp_path / "ours.zip"
+        SoftAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [16]}, gamma=0.9, device="cpu").save(agent)
+        manager, model = experiment(trained_agent=str(agent))
+        assert (model.gamma, model.learning_rate) == (0.9, 1e-3)
+        assert saved_by(manager)["policy_kwargs"] == {"net_arch": [16]}
+        assert "SB3's SAC" not in capsys.readouterr().out
+
+    def test_which_files_are_those_of_sac(self, sac: SAC, tmp_path: Path) -> None:
+        assert zoo.saved_by_sac(tmp_path / "sac.zip")
+        for algorithm in (SoftAC, TQC):
+            algorithm("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu").save(tmp_path / "other.zip")
+            assert not zoo.saved_by_sac(tmp_path / "other.zip")
+        (tmp_path / "broken.zip").write_bytes(b"no archive")
+        assert not zoo.saved_by_sac(tmp_path / "broken.zip")
+
+    def test_sac_continues_its_own(self, sac: SAC, experiment: Experiment, tmp_path: Path) -> None:
+        assert type(experiment(algo="sac", trained_agent=str(tmp_path / "sac.zip"))[1]) is SAC
 
 
 class TestSearchSpace:
