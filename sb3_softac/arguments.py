@@ -207,7 +207,9 @@ def check_architecture(
     :raises ValueError: another architecture
     """
     if "batch_norm_stats" in vars(model):  # an attribute of SAC; others that have it have policies that are refused
-        raise ValueError("The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)) takes it over.")
+        raise ValueError(
+            "The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)), or of the path itself, takes it over."
+        )
     now = {
         "value_network": model.value_network,
         "use_sde": model.use_sde,
@@ -276,7 +278,8 @@ def check_arguments(
 ) -> dict[str, Any]:
     """Check the arguments of ``SoftAC`` that need no network, and return those that have one normal form in it.
 
-    Rates, schedules and ``ent_coef`` are checked where they are parsed, policy arguments in :func:`check_policy_arguments`.
+    Learning rates, schedules and ``ent_coef`` are checked where they are parsed, policy arguments in
+    :func:`check_policy_arguments`.
 
     :param arguments: argument values by name; ``automatic_replay_buffer`` tells whether the buffer class was left to SB3
     :param observation_space: of the environment

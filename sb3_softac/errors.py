@@ -1,4 +1,4 @@
-"""Errors that are nobody's bad argument."""
+"""Errors that no argument of the user explains by itself."""
 
 
 class TrainingDivergedError(RuntimeError):

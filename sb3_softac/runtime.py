@@ -1,4 +1,4 @@
-"""What a model needs while it runs: neither saved nor copied, and made anew by whoever needs it."""
+"""What a model needs while it runs: neither saved nor copied, and created where it is needed."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Schedules of rates and temperatures: picklable callables, and the strings that stand for them.
+"""Schedules of learning rates and temperatures: picklable callables, and the strings that stand for them.
 
 A schedule maps the progress that remains (1 at the start of ``learn()``, 0 at its end) to a value, as everywhere in SB3.
 """
@@ -13,7 +13,7 @@ from sb3_softac.arguments import check_count
 
 GRAMMAR = (
     '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential), '
-    '"lin_3e-4_1e-10_100" or "exp_3e-4_1e-10_100" (the same in 100 stairs)'
+    '"lin_3e-4_1e-10_100" or "exp_3e-4_1e-10_100" (the same in 100 steps)'
 )
 
 
@@ -38,7 +38,7 @@ class ExponentialSchedule:
 
 
 class StaircaseSchedule:
-    """Decay by epoch: another schedule in stairs of equal length, the first at its start and the last at its end.
+    """Decay by epoch: another schedule in steps of equal length, the first at its start and the last at its end.
 
     :param schedule: the schedule that decays by step
     :param n_stairs: number of stairs, at least 2; with as many stairs as epochs the value changes once in each
@@ -49,7 +49,7 @@ class StaircaseSchedule:
         self.n_stairs = check_count("n_stairs", n_stairs, 2)
 
     def __call__(self, progress_remaining: float) -> float:
-        # The tolerance keeps a rounding error at a boundary from repeating a stair.
+        # The tolerance keeps a rounding error at a boundary from repeating a step.
         stair = min(math.floor((1.0 - progress_remaining) * self.n_stairs + 1e-9), self.n_stairs - 1)
         return float(self.schedule(1.0 - stair / (self.n_stairs - 1)))
 
@@ -70,14 +70,14 @@ def _parse_string(name: str, text: str) -> Schedule:
             schedule = LinearSchedule(start, 0.0, 1.0)
         case "lin", [start, end]:
             schedule = LinearSchedule(start, end, 1.0)
-        case (("lin" | "exp"), [_, _, stairs]) if stairs >= 2.0 and stairs.is_integer():
-            schedule = StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(stairs))
+        case (("lin" | "exp"), [_, _, steps]) if steps >= 2.0 and steps.is_integer():
+            schedule = StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(steps))
         case "exp", [start, end] if start > 0.0 and end > 0.0:
             schedule = ExponentialSchedule(start, end)
         case _:
             raise ValueError(
                 f"`{name}` is {text!r}, which is no schedule: allowed are {GRAMMAR}, where both ends of exp are above 0 and "
-                "there are at least 2 stairs."
+                "there are at least 2 steps."
             )
     if not all(math.isfinite(value) and value >= 0.0 for value in values):
         raise ValueError(f"`{name}` is {text!r}, but its values must be finite and at least 0.")
@@ -85,7 +85,7 @@ def _parse_string(name: str, text: str) -> Schedule:
 
 
 def parse_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
-    """Turn what a user passes for a rate into a schedule.
+    """Turn what a user passes for a learning rate into a schedule.
 
     :param name: name of the argument, for the error message
     :param value: a number at or above 0, a schedule string, or a callable of the remaining progress

@@ -16,11 +16,15 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
-from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE, check_architecture, check_arguments, check_flag
+from sb3_softac.arguments import (
+    DEFAULT_LEARNING_RATE,
+    DEFAULT_TARGET_ENTROPY_SCALE,
+    check_architecture,
+    check_arguments,
+)
 from sb3_softac.engine import Compile
-from sb3_softac.files import conversion, export
+from sb3_softac.files import conversion, export, to_sb3
 from sb3_softac.networks import SoftACPolicy
-from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import (
     ActorCriticSettings,
     ActorCriticUpdate,
@@ -40,8 +44,8 @@ class SoftAC(SoftAlgorithm):
     """Soft actor-critic with every published variant as an option.
 
     Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
-    same names, order and defaults; the keyword-only ones are ours. Learning rates are numbers, callables of the remaining progress
-    (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``, and
+    same names, order and defaults; the keyword-only ones are ours. Learning rates are numbers, callables of the remaining
+    progress (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``, and
     ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
@@ -331,74 +335,37 @@ class SoftAC(SoftAlgorithm):
     ) -> SelfSoftAC:
         """Take over the weights of another model's networks and targets, to train on from its policy.
 
-        All else stays as it was constructed: optimizers start anew, and α at its initial value. Uniformly random steps at the
+        All else is as it was constructed: optimizers start again, and α at its initial value. Uniformly random steps at the
         start would hide the policy; ``random_steps=0`` skips them.
 
         :param source: a ``SoftAC`` or SB3 ``SAC``, or the file that one was saved to
         :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
         :return: this model
-        :raises ValueError: another kind of source, networks of other shapes, or an α that has no place here
+        :raises ValueError: another kind of source, other spaces, networks of other shapes, or an α that has no place here
         """
-        check_flag("temperature", temperature)
-        learned = self.temperature
-        if temperature and not isinstance(learned, LearnedTemperature):
-            raise ValueError(f"`temperature` is True, but `ent_coef`={self.ent_coef!r} is fixed: there is none to start from.")
-        source = conversion.load_source(source)
-        ent_coef = conversion.ent_coef_of(source)
-        if temperature and ent_coef == 0.0 and self.ent_coef_update != "dual":
-            raise ValueError(
-                "`temperature` is True, but the temperature of the source is 0, where "
-                f"`ent_coef_update`={self.ent_coef_update!r} cannot start."
-            )
-        conversion.copy_weights(source, self.policy)
-        if temperature:
-            cast(LearnedTemperature, learned).set_value(ent_coef)
-        if self.use_sde:
-            self.policy.reset_noise()  # from the weights that were copied
+        conversion.warm_start(self, source, temperature, SoftAC)
         return self
 
     @classmethod
-    def from_sb3(cls: type[SelfSoftAC], sac: SAC, **ours: Any) -> SelfSoftAC:
+    def from_sb3(cls: type[SelfSoftAC], sac: SAC | str | pathlib.Path | io.BufferedIOBase, **ours: Any) -> SelfSoftAC:
         """Take over a model of SB3's ``SAC``: weights, targets, optimizers, temperature and counters.
 
-        Environment and replay buffer are handed over, not copied. A learned temperature continues in SB3's form
-        (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
+        Environment and replay buffer are handed over, not copied; a file has none. A learned temperature continues in SB3's
+        form (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
 
-        :param sac: the model
-        :param ours: arguments of ``SoftAC`` that replace those of ``sac``
+        :param sac: the model, or the file that it was saved to
+        :param ours: arguments of ``SoftAC`` that replace those of ``sac``, such as ``env``
         :return: the new model
         :raises ValueError: ``sac`` is no SB3 ``SAC``, or it has no weights or no buffer for what ``ours`` asks for
         """
-        if not isinstance(sac, SAC):
-            raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC.")
-        if ours.get("value_network"):
-            raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
-        arguments = conversion.sac_arguments(sac) | {"env": sac.env} | ours
-        conversion.refuse_what_is_handed_over(sac, ours)
-        if not str(arguments["ent_coef"]).startswith("auto"):
-            for unused in {"ent_coef_update", "target_entropy"} - set(ours):
-                arguments.pop(unused, None)
-        model = cls(_init_setup_model=False, **arguments)
-        if model.env is not None:
-            check_for_correct_spaces(model.env, sac.observation_space, sac.action_space)
-        if model.env is not None and model.n_envs != sac.n_envs:
-            raise ValueError(f"`env` has {model.n_envs} environments, but the replay buffer of `sac` is for {sac.n_envs}.")
-        model.observation_space, model.action_space, model.n_envs = sac.observation_space, sac.action_space, sac.n_envs
-        model.replay_buffer = sac.replay_buffer
-        model._runtime = Runtime(SetUp(seeds="seed" in ours, weights_follow=True))
-        model._setup_model()
-        if model.replay_buffer is not None:
-            model._match_returns(model.replay_buffer)
-            model.replay_buffer.device = model.device
-        conversion.copy_networks(sac, model.policy)
-        conversion.copy_temperature(sac, model.temperature)
-        model.__dict__.update({name: getattr(sac, name) for name in conversion.PROGRESS})
-        if model.env is not sac.env:
-            model._interrupt_episode()
-            if isinstance(model.replay_buffer, HerReplayBuffer):
-                model.replay_buffer.env = model.env
-        if model.use_sde:
-            model.policy.reset_noise()  # from the weights that were copied
-        if sac._custom_logger:
-            model.set_logger(sac.logger)
-        return model
+        return cast(SelfSoftAC, conversion.continue_sac(cls, sac, ours))
+
+    def to_sb3(self) -> SAC:
+        """Give an SB3 ``SAC`` that continues this model: weights, targets, optimizers, temperature and counters.
+
+        Environment and replay buffer are handed over, not copied.
+
+        :return: the new model
+        :raises ValueError: an option that SB3's ``SAC`` does not have; the message lists all
+        """
+        return to_sb3.to_sac(self)

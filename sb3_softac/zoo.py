@@ -24,9 +24,9 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from stable_baselines3 import SAC
 
 from sb3_softac import SoftAC, presets
+from sb3_softac.files.conversion import load_sac
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
 if TYPE_CHECKING:
@@ -322,8 +322,7 @@ def saved_by_sac(path: str | Path) -> bool:
 
 
 def _load_sac(path: str, env: Any, device: Any, **hyperparams: Any) -> SoftAC:
-    sac = SAC.load(path, env=env, device=device)
-    sac.replay_buffer = None  # an empty one; RL Zoo loads that of the run afterwards, into what the hyperparameters say
+    sac = load_sac(path)  # without a replay buffer: RL Zoo loads that of the run afterwards
     # As when RL Zoo continues SAC itself: a learned temperature goes on from where it was.
     is_learned = sac.log_ent_coef is not None
     if is_learned and str(hyperparams.get("ent_coef", "")).startswith("auto"):

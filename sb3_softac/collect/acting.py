@@ -2,7 +2,7 @@
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are MLPs on flat observations, and for these a few
 functions on the same weights do the same; on a GPU one captured graph does. Whatever is not exactly our own actor, made of
-known layers, falls back to ``predict()``, also if somebody changes it while it acts.
+known layers, falls back to ``predict()``, also if it is changed while it acts.
 """
 
 import warnings

@@ -111,4 +111,3 @@ class StoredUpTo:
             and next_obs is self.next_obs
             and self.position == (buffer.pos, buffer.full)
         )
-

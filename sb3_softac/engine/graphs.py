@@ -48,7 +48,7 @@ class CudaGraph:
                 with th.cuda.graph(self.graph, stream=_side_stream(device)):
                     self.result = function()
         except BaseException:
-            # A capture that fails leaves the generator waiting for its end: nobody could draw from it again.
+            # A capture that fails leaves the generator waiting for its end: it could not be drawn from again.
             generator.graphsafe_set_state(state)
             raise
 

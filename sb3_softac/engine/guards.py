@@ -2,7 +2,7 @@
 
 The modules themselves are looked at, not a list of the options that they were built from: their attributes, children,
 parameters and buffers by identity, their mode, their hooks, and which parameters want a gradient. Values that are changed in
-place (weights, statistics, dropout rates) are read anew in every step and need no guard.
+place (weights, statistics, dropout rates) are read in every step and need no guard.
 """
 
 import operator
@@ -27,9 +27,7 @@ class ModuleGuards:
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         self.modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._dicts: list[dict[str, Any]] = [vars(module) for module in self.modules]
-        self._parts = [
-            part for module in self.modules for part in (module._modules, module._parameters, module._buffers)
-        ]
+        self._parts = [part for module in self.modules for part in (module._modules, module._parameters, module._buffers)]
         self._hooks = [hooks for module in self.modules for hooks in torch_internals.hook_dicts(module) or ()]
         self._attributes = list(self._current_attributes())
         self._contents = list(self._current_contents())
@@ -39,10 +37,12 @@ class ModuleGuards:
         self._n_entries = self._count()
 
     def _current_attributes(self) -> Iterable[Any]:
-        return chain.from_iterable(map(dict.values, self._dicts))
+        values: Any = dict.values
+        return chain.from_iterable(map(values, self._dicts))
 
     def _current_contents(self) -> Iterable[Any]:
-        return chain.from_iterable(map(dict.values, self._parts))
+        values: Any = dict.values
+        return chain.from_iterable(map(values, self._parts))
 
     def _count(self) -> int:
         return sum(map(len, self._dicts)) + sum(map(len, self._parts))

@@ -1,4 +1,4 @@
-"""Large matrix products (matmul) by oneDNN, where that is faster than what PyTorch uses.
+"""Large matmuls by oneDNN, where that is faster than what PyTorch uses.
 
 PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
 do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. ``SB3_SOFTAC_NO_ONEDNN=1`` in front of
@@ -15,7 +15,7 @@ import torch as th
 
 from sb3_softac.engine import torch_internals
 
-#: products with fewer multiplications do not repay what a call of oneDNN costs
+#: matmuls with fewer multiplications do not repay what a call of oneDNN costs
 LARGE = 1.5e6
 #: in eager mode, networks whose largest layer has fewer do not repay the evaluation of one network after the other
 LARGE_NETWORK = 1e7
@@ -50,13 +50,13 @@ def worth_onednn(inputs: th.Tensor, weights: int) -> bool:
 
 
 def is_large(left: th.Tensor, weights: int) -> bool:
-    """Whether the product of ``left``, (m, k), and a matrix of ``weights`` = k·n numbers repays a call of oneDNN."""
+    """Whether the matmul of ``left``, (m, k), and a matrix of ``weights`` = k·n numbers repays a call of oneDNN."""
     return len(left) * weights >= LARGE and left.dtype == th.float32 and left.device.type == "cpu"
 
 
 def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) -> th.Tensor:
     """left·rightᵀ + bias: (m, k), (n, k) and (n,) → (m, n)."""
-    # It could apply the ReLU as well, but oneDNN's turns NaN into 0, and nobody would see that a training has diverged.
+    # It could apply the ReLU as well, but oneDNN's turns NaN into 0, and a training that has diverged would go on.
     result: th.Tensor = torch_internals.onednn_linear()(left, right, bias, "none", [], "")
     return result
 
@@ -64,7 +64,7 @@ def _linear(left: th.Tensor, right: th.Tensor, bias: th.Tensor | None = None) ->
 def has_operator() -> bool:
     """Define ``sb3_softac::linear``, once in a process, and say whether it is there.
 
-    In a compiled graph the product is an operator of its own, so that the compiler's ideas of PyTorch's do not apply.
+    In a compiled graph the matmul is an operator of its own, so that the compiler's rules for PyTorch's do not apply.
     """
     operators: Any = th.ops.sb3_softac
     if not hasattr(operators, "linear"):
@@ -77,7 +77,7 @@ def has_operator() -> bool:
 
 
 def _multiply(left: th.Tensor, right: th.Tensor) -> th.Tensor:
-    """left·rightᵀ, (m, k) and (n, k) → (m, n). Where its own gradients are asked for, the product is PyTorch's."""
+    """left·rightᵀ, (m, k) and (n, k) → (m, n). Where its own gradients are asked for, it is PyTorch's."""
     ours = not th.is_grad_enabled() and is_large(left, right.numel())
     return _linear(left, right) if ours else th.mm(left, right.t())
 
@@ -135,7 +135,7 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
     :param relu: apply a ReLU
     :return: N tensors (B, out)
     """
-    # In a compiled graph the products are replaced later.
+    # In a compiled graph matmuls are replaced later.
     if th.compiler.is_compiling() or not is_large(inputs[0], weight.shape[1] * weight.shape[2]):
         results = [th.addmm(*network) for network in zip(bias.unbind(), inputs, weight.unbind(), strict=True)]
         return [result.relu() for result in results] if relu else results
@@ -173,7 +173,6 @@ def replace_large_products(graph: th.fx.Graph) -> None:
                 product.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(product)
         graph.erase_node(node)
-
 
 
 def large_products_pass() -> Any:

@@ -83,8 +83,9 @@ def can_replace(optimizer: th.optim.Optimizer) -> bool:
 
 def can_replace_in_eager_mode(optimizer: th.optim.Optimizer) -> bool:
     """Whether the eager step of :class:`TensorOptimizers` is also bit for bit that of ``optimizer``."""
-    fused = type(optimizer) is th.optim.SGD or all(group["fused"] for group in optimizer.param_groups)
-    return fused and can_replace(optimizer)
+    if not can_replace(optimizer):
+        return False
+    return type(optimizer) is th.optim.SGD or all(group["fused"] for group in optimizer.param_groups)
 
 
 def has_begun(optimizer: th.optim.Optimizer) -> bool:
@@ -143,7 +144,7 @@ class _Group:
         reached = [
             (parameter, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])
             for parameter, gradient, state in zip(self.parameters, gradients, self.states, strict=True)
-            if gradient is not None
+            if gradient is not None and state is not None
         ]
         if reached:
             self._adam(*map(list, zip(*reached, strict=True)))
@@ -156,13 +157,13 @@ class _Group:
         exp_avg_sqs: list[th.Tensor],
         steps: list[th.Tensor],
     ) -> None:
-        options = {name: value for name, value in zip(GROUP_OPTIONS, self.options, strict=True) if value is not None}
+        options: dict[str, Any] = {
+            name: value for name, value in zip(GROUP_OPTIONS, self.options, strict=True) if value is not None
+        }
         beta1, beta2 = options.pop("betas")
         if self.mode == "compiled" and parameters[0].device.type == "cpu":
             options.pop("amsgrad")  # which is off
-            _compiled_adam(
-                parameters, gradients, exp_avgs, exp_avg_sqs, steps, self.lr, beta1=beta1, beta2=beta2, **options
-            )
+            _compiled_adam(parameters, gradients, exp_avgs, exp_avg_sqs, steps, self.lr, beta1=beta1, beta2=beta2, **options)
             return
         adam = torch_internals.functional_adam()
         assert adam is not None, "an optimizer that `can_replace` refuses"
@@ -207,10 +208,10 @@ def _compiled_adam(
     for count in steps:
         count.add_(1.0)
     # Stacked, they are stored before the loops over the parameters begin.
-    rates = th.stack([lr / (1.0 - beta1**count) for count in steps]).unbind()
+    step_sizes = th.stack([lr / (1.0 - beta1**count) for count in steps]).unbind()
     roots = th.stack([(1.0 - beta2**count).sqrt() for count in steps]).unbind()
-    for parameter, gradient, exp_avg, exp_avg_sq, rate, root in zip(
-        parameters, gradients, exp_avgs, exp_avg_sqs, rates, roots, strict=True
+    for parameter, gradient, exp_avg, exp_avg_sq, step_size, root in zip(
+        parameters, gradients, exp_avgs, exp_avg_sqs, step_sizes, roots, strict=True
     ):
         gradient = -gradient if maximize else gradient
         if weight_decay and decoupled_weight_decay:
@@ -219,7 +220,7 @@ def _compiled_adam(
             gradient = gradient + weight_decay * parameter
         exp_avg.lerp_(gradient, 1.0 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-        parameter.sub_(rate * exp_avg / (exp_avg_sq.sqrt() / root + eps))
+        parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / root + eps))
 
 
 class _Replaced:

@@ -85,7 +85,7 @@ def has_global_hooks() -> bool:
 
 
 def has_tensor_hooks(tensors: Iterable[th.Tensor]) -> bool:
-    """Whether the gradient of one of the tensors is passed through somebody's function."""
+    """Whether the gradient of one of the tensors is passed through a user-defined function."""
     return any(getattr(tensor, "_backward_hooks", True) for tensor in tensors)
 
 
@@ -123,7 +123,7 @@ def functional_adam() -> Callable[..., None] | None:
 
 def onednn_linear() -> Any:
     """oneDNN's x·Wᵀ + b as an operator, or None."""
-    operator = _private("ops.mkldnn._linear_pointwise", "PyTorch's own matrix products are used")
+    operator = _private("ops.mkldnn._linear_pointwise", "PyTorch's own matmuls are used")
     return None if operator is None else operator.default
 
 
@@ -152,14 +152,14 @@ def onednn_graph_pass(replace: Callable[[th.fx.Graph], None], source: str) -> An
         # makes that factor can write it in order.
         return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, "none", [], "")
 
-    class LargeProducts(CustomGraphPass):
+    class LargeMatmuls(CustomGraphPass):
         def __call__(self, graph: th.fx.Graph) -> None:
             replace(graph)
 
         def uuid(self) -> Any:
             return get_hash_for_files((source,))
 
-    return LargeProducts()
+    return LargeMatmuls()
 
 
 # --- the compiler ------------------------------------------------------------------------------------------------------
@@ -182,4 +182,4 @@ def tracing_gradients() -> AbstractContextManager[Any]:
     """Settings of the compiler under which gradients become part of a graph, and a process may hold many graphs."""
     config = _dynamo_config()
     settings: dict[str, Any] = {"trace_autograd_ops": True, "recompile_limit": 256, "accumulated_recompile_limit": 4096}
-    return nullcontext() if config is None else config.patch(settings)  # type: ignore[no-any-return]
+    return nullcontext() if config is None else config.patch(settings)

@@ -1,27 +1,33 @@
-"""From another model to ours: arguments, weights, optimizer state and counters of SB3's ``SAC``; weights of a ``SoftAC``.
+"""From another model to ours and back: arguments, weights, optimizer states and counters of SB3's ``SAC``.
 
-It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics.
+It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics. The class of
+our models is passed in: no file imports it.
 """
 
 import copy
 import io
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
+from sb3_softac.arguments import check_flag
+from sb3_softac.collect import close_trajectory
 from sb3_softac.networks import SoftACPolicy
+from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, LogTemperature, Temperature
-
-if TYPE_CHECKING:
-    from sb3_softac.soft_ac import SoftAC
 
 Tensors = dict[str, th.Tensor]
 
@@ -113,7 +119,7 @@ def refuse_what_is_handed_over(sac: SAC, ours: Mapping[str, Any]) -> None:
 
 
 def stack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
-    """Rename and stack what belongs to SB3's critics, by parameter name: weights, gradients or optimizer moments.
+    """Rename and stack what belongs to SB3's critics, by parameter name: weights, or optimizer states such as ``exp_avg``.
 
     SB3's ``qf{i}.{layer}.weight`` (out, in) becomes row i of a (N, in, out) tensor, a bias (out,) row i of (N, 1, out).
     """
@@ -122,10 +128,23 @@ def stack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
     n_critics = len({name.split(".")[0] for name in tensors if name.startswith("qf")})
     for layer in layers:
         prefix = "q_networks.output" if layer == layers[-1] else f"q_networks.hidden.{layer}"
-        members = range(n_critics)
-        stacked[f"{prefix}.weight"] = th.stack([tensors[f"qf{i}.{layer}.weight"].T for i in members])
-        stacked[f"{prefix}.bias"] = th.stack([tensors[f"qf{i}.{layer}.bias"].unsqueeze(0) for i in members])
+        critics = range(n_critics)
+        stacked[f"{prefix}.weight"] = th.stack([tensors[f"qf{i}.{layer}.weight"].T for i in critics])
+        stacked[f"{prefix}.bias"] = th.stack([tensors[f"qf{i}.{layer}.bias"].unsqueeze(0) for i in critics])
     return stacked
+
+
+def unstack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
+    """The reverse of :func:`stack_critics`: names and shapes of SB3's critics."""
+    hidden = [int(match[1]) for name in tensors if (match := re.match(r"q_networks\.hidden\.(\d+)\.weight", name))]
+    places = {f"q_networks.hidden.{layer}": layer for layer in hidden}
+    places["q_networks.output"] = max(hidden) + 2 if hidden else 0  # behind the last activation
+    unstacked = {name: tensor for name, tensor in tensors.items() if not name.startswith("q_networks.")}
+    for prefix, layer in places.items():
+        for i, (weight, bias) in enumerate(zip(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"], strict=True)):
+            unstacked[f"qf{i}.{layer}.weight"] = weight.T.contiguous()
+            unstacked[f"qf{i}.{layer}.bias"] = bias.squeeze(0)
+    return unstacked
 
 
 def _trained_parameters(network: nn.Module, optimizer: th.optim.Optimizer) -> dict[str, nn.Parameter]:
@@ -134,7 +153,7 @@ def _trained_parameters(network: nn.Module, optimizer: th.optim.Optimizer) -> di
     return {name: parameter for name, parameter in network.named_parameters() if id(parameter) in held}
 
 
-def _load_state(optimizer: th.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+def load_state(optimizer: th.optim.Optimizer, states: list[dict[str, Any]]) -> None:
     """Give copies of ``states`` to the parameters, in order; PyTorch takes each to the device where it belongs."""
     groups = optimizer.state_dict()["param_groups"]
     # One copy each: a step counter that all parameters shared would be counted up by every one of them.
@@ -142,14 +161,14 @@ def _load_state(optimizer: th.optim.Optimizer, states: list[dict[str, Any]]) -> 
     optimizer.load_state_dict({"state": own, "param_groups": groups})
 
 
-def _copy_optimizer(
+def copy_optimizer(
     source: nn.Module,
     source_optimizer: th.optim.Optimizer,
     target: nn.Module,
     target_optimizer: th.optim.Optimizer,
     convert: Callable[[Mapping[str, th.Tensor]], Tensors],
 ) -> None:
-    """Take over the optimizer's state, with every moment rearranged as its parameter is."""
+    """Take over the optimizer's state, with every average rearranged as its parameter is."""
     states = {
         name: source_optimizer.state[parameter]
         for name, parameter in _trained_parameters(source, source_optimizer).items()
@@ -157,20 +176,20 @@ def _copy_optimizer(
     }
     if not states:
         return
-    # Moments have the shape of their parameter; step counters and the like are the same for all parameters.
+    # Adam's averages have the shape of their parameter; step counters and the like are the same for all parameters.
     shapes = {name: parameter.shape for name, parameter in source.named_parameters()}
     some_name, some_state = next(iter(states.items()))
-    moments = {
+    shaped = {
         key: convert({name: state[key] for name, state in states.items()})
         for key, entry in some_state.items()
         if isinstance(entry, th.Tensor) and entry.shape == shapes[some_name]
     }
-    shared = {key: entry for key, entry in some_state.items() if key not in moments}
+    shared = {key: entry for key, entry in some_state.items() if key not in shaped}
     copied = [
-        {**shared, **{key: tensors[name] for key, tensors in moments.items() if name in tensors}}
+        {**shared, **{key: tensors[name] for key, tensors in shaped.items() if name in tensors}}
         for name in _trained_parameters(target, target_optimizer)
     ]
-    _load_state(target_optimizer, copied)
+    load_state(target_optimizer, copied)
 
 
 def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
@@ -186,31 +205,73 @@ def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
         policy.critic_target.load_state_dict(stack_critics(sac.critic_target.state_dict()))
     except RuntimeError as error:
         raise ValueError(f"`policy_kwargs` do not fit the weights of the SAC model: {error}") from error
-    _copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, dict)
-    _copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
+    copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, dict)
+    copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
 
 
-def load_source(source: Any) -> "SAC | SoftAC":
-    """The model to start from; a file is loaded without its replay buffer.
+def is_sac_data(data: Mapping[str, Any]) -> bool:
+    """Whether these are the attributes of a ``SAC``, out of a file."""
+    return {"batch_norm_stats", "ent_coef"} <= set(data) and "top_quantiles_to_drop_per_net" not in data
 
-    :raises ValueError: neither a model nor a file of ``SoftAC`` or SB3's ``SAC``
-    """
-    from sb3_softac.soft_ac import SoftAC  # which imports this module
 
-    if isinstance(source, SAC | SoftAC):
-        return source
-    if not isinstance(source, str | pathlib.Path | io.BufferedIOBase):
-        raise ValueError(f"`source` is a {type(source).__name__}, but it must be a SoftAC, an SB3 SAC, or a file of one.")
+def _read_data(source: Any) -> dict[str, Any]:
     data = load_from_zip_file(source, load_data=True, device="cpu")[0] or {}
     if isinstance(source, io.BufferedIOBase):
         source.seek(0)
-    if {"batch_norm_stats", "ent_coef"} <= set(data):  # attributes of SAC
-        # No replay buffer of any size or kind, and the random generators stay as they are.
-        buffer: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
-        return SAC.load(source, device="cpu", seed=None, optimize_memory_usage=False, **buffer)
+    return data
+
+
+def load_sac(source: Any, data: Mapping[str, Any] | None = None) -> SAC:
+    """A model of SB3's ``SAC`` from its file, without environment and replay buffer; no random generator is seeded.
+
+    :param source: file name or binary stream
+    :param data: its attributes, if they have been read
+    :raises ValueError: another file
+    """
+    data = _read_data(source) if data is None else data
+    if not is_sac_data(data):
+        raise ValueError(f"`sac` is {str(source)!r}, but it must be a file that SB3's SAC saved.")
+    # No replay buffer of any size or kind: SB3 would allocate it, or ask for an environment.
+    placeholder: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
+    placeholder |= {"optimize_memory_usage": False, "seed": None}
+    sac = SAC.load(source, device="cpu", **placeholder)
+    sac.__dict__.update({name: data[name] for name in placeholder if name in data})
+    sac.replay_buffer = None
+    return sac
+
+
+def load_source(source: Any, ours: type[Any]) -> Any:
+    """The model to start from; a file is loaded without its replay buffer.
+
+    :param source: a model, a file name or a binary stream
+    :param ours: class of our models
+    :raises ValueError: neither a model nor a file of ``SoftAC`` or SB3's ``SAC``
+    """
+    if isinstance(source, SAC | ours):
+        return source
+    if not isinstance(source, str | pathlib.Path | io.BufferedIOBase):
+        raise ValueError(f"`source` is a {type(source).__name__}, but it must be a SoftAC, an SB3 SAC, or a file of one.")
+    data = _read_data(source)
+    if is_sac_data(data):
+        return load_sac(source, data)
     if "_built_for" in data:  # one of ours
-        return SoftAC.load(source, device="cpu")
+        return ours.load(source, device="cpu")
     raise ValueError(f"`source` is {str(source)!r}, but it must be a file that SoftAC or SB3's SAC saved.")
+
+
+def _refuse_other_spaces(source: Any, model: Any) -> None:
+    """Weights mean something else where actions are rescaled to other bounds, or counted from another number.
+
+    :raises ValueError: other actions, or another kind of observations
+    """
+    if source.action_space != model.action_space:
+        raise ValueError(
+            f"`source` does not fit this model: its action space is {source.action_space}, here it is {model.action_space}."
+        )
+    theirs, own = source.observation_space, model.observation_space
+    bounds_count = not isinstance(own, spaces.Box | spaces.Dict)
+    if type(theirs) is not type(own) or (bounds_count and theirs != own):
+        raise ValueError(f"`source` does not fit this model: its observation space is {theirs}, here it is {own}.")
 
 
 def _refuse_other_functions(source: BasePolicy, policy: SoftACPolicy) -> None:
@@ -242,11 +303,13 @@ def _refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
         )
 
 
-def copy_weights(source: "SAC | SoftAC", policy: SoftACPolicy) -> None:
+def copy_weights(source: Any, model: Any) -> None:
     """Copy the weights of all networks, and change nothing if one does not fit.
 
-    :raises ValueError: a network that only one side has, parameters of other shapes, or another function of the same weights
+    :raises ValueError: a network that only one side has, parameters of other shapes, other spaces, or another function of the
+        same weights
     """
+    policy = model.policy
     theirs: Tensors = {}
     for name, network in source.policy.named_children():
         convert: Any = stack_critics if isinstance(source, SAC) and name.startswith("critic") else dict
@@ -266,10 +329,11 @@ def copy_weights(source: "SAC | SoftAC", policy: SoftACPolicy) -> None:
             raise ValueError(f"`source` does not fit this model: {name} of shape {tuple(tensor.shape)} exists only {side}.")
     _refuse_new_sharing(source.policy, policy)
     _refuse_other_functions(source.policy, policy)
+    _refuse_other_spaces(source, model)
     policy.load_state_dict(theirs)
 
 
-def ent_coef_of(source: "SAC | SoftAC") -> float:
+def ent_coef_of(source: Any) -> float:
     """The α that ``source`` would use next."""
     if not isinstance(source, SAC):
         return float(source.temperature.value)
@@ -287,4 +351,98 @@ def copy_temperature(sac: SAC, temperature: Temperature) -> None:
             temperature.project(temperature.maximum)
         state = sac.ent_coef_optimizer.state[sac.log_ent_coef]
         if state:
-            _load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])
+            load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])
+
+
+def warm_start(model: Any, source: Any, temperature: bool, ours: type[Any]) -> None:
+    """See ``SoftAC.warm_start``."""
+    check_flag("temperature", temperature)
+    if temperature and not isinstance(model.temperature, LearnedTemperature):
+        raise ValueError(f"`temperature` is True, but `ent_coef`={model.ent_coef!r} is fixed: there is none to start from.")
+    source = load_source(source, ours)
+    ent_coef = ent_coef_of(source)
+    if temperature and ent_coef == 0.0 and model.ent_coef_update != "dual":
+        raise ValueError(
+            "`temperature` is True, but the temperature of the source is 0, where "
+            f"`ent_coef_update`={model.ent_coef_update!r} cannot start."
+        )
+    copy_weights(source, model)
+    for network in model.policy.trained_networks().values():
+        model.policy.add_optimizer(network, float(model.lr_schedule(1.0)))
+    model.temperature = model._make_temperature().to(model.device)
+    if temperature:
+        model.temperature.set_value(ent_coef)
+    if model.use_sde:
+        model.policy.reset_noise()  # from the weights that were copied
+
+
+def _continued_target_updates(sac: SAC, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """SB3 counts ``target_update_interval`` again in each ``train()``, and always updates the targets at its first step.
+
+    :return: the interval that does the same, counted over the whole training, where there is one
+    :raises ValueError: there is none
+    """
+    if sac.target_update_interval == 1 or "target_update_interval" in ours:
+        return {}
+    frequency: Any = sac.train_freq
+    steps = sac.gradient_steps if sac.gradient_steps >= 0 else frequency.frequency * sac.n_envs
+    if steps == 1 and (sac.gradient_steps >= 0 or frequency.unit is TrainFrequencyUnit.STEP):
+        warnings.warn(
+            f"SB3 counts `target_update_interval`={sac.target_update_interval} again in each call of train(), which does one "
+            "gradient step: it updates the targets at every one. The model continues so, with `target_update_interval=1`.",
+            stacklevel=4,
+        )
+        return {"target_update_interval": 1}
+    raise ValueError(
+        f"`target_update_interval` is {sac.target_update_interval}, which SB3 counts again in each call of train(), and here "
+        "it is counted over the whole training: pass `target_update_interval` to say how often targets are updated now."
+    )
+
+
+def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any]) -> Any:
+    """See ``SoftAC.from_sb3``.
+
+    :param cls: class of the new model
+    """
+    if isinstance(sac, str | pathlib.Path | io.BufferedIOBase):
+        sac, ours = load_sac(sac), {"device": "auto", **ours}
+    if not isinstance(sac, SAC):
+        raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, or a file of one.")
+    if ours.get("value_network"):
+        raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
+    arguments = sac_arguments(sac) | {"env": sac.env} | _continued_target_updates(sac, ours) | ours
+    refuse_what_is_handed_over(sac, ours)
+    if not str(arguments["ent_coef"]).startswith("auto"):
+        for unused in {"ent_coef_update", "target_entropy"} - set(ours):
+            arguments.pop(unused, None)
+    model = cls(_init_setup_model=False, **arguments)
+    if model.env is not None:
+        check_for_correct_spaces(model.env, sac.observation_space, sac.action_space)
+        if sac.replay_buffer is not None and model.n_envs != sac.n_envs:
+            raise ValueError(f"`env` has {model.n_envs} environments, but the replay buffer of `sac` is for {sac.n_envs}.")
+    model.observation_space, model.action_space = sac.observation_space, sac.action_space
+    model.n_envs = sac.n_envs if model.env is None else model.n_envs
+    model.replay_buffer = sac.replay_buffer
+    model._runtime = Runtime(SetUp(seeds="seed" in ours, weights_follow=True))
+    model._setup_model()
+    if sac.replay_buffer is not None:
+        model._match_returns(model.replay_buffer)
+        model.replay_buffer.device = model.device
+    copy_networks(sac, model.policy)
+    copy_temperature(sac, model.temperature)
+    hand_over(sac, model)
+    return model
+
+
+def hand_over(source: Any, target: Any) -> None:
+    """Counters, the place in the environment, and the logger."""
+    target.__dict__.update({name: getattr(source, name) for name in PROGRESS})
+    if target.env is not source.env:
+        close_trajectory(target.replay_buffer)
+        target._last_obs = None
+        if isinstance(target.replay_buffer, HerReplayBuffer):
+            target.replay_buffer.env = target.env
+    if target.use_sde:
+        target.policy.reset_noise()  # from the weights that were copied
+    if source._custom_logger:
+        target.set_logger(source.logger)

@@ -205,4 +205,3 @@ class SavedAlgorithm(CollectingAlgorithm):
     @abstractmethod
     def _match_returns(self, replay_buffer: Any) -> None:
         """Make the buffer compute this model's n-step returns, or refuse it."""
-

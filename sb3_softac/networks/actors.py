@@ -36,7 +36,8 @@ def refuse_nan(values: th.Tensor) -> None:
     :param values: actions, or the log-probabilities that they are drawn from
     :raises TrainingDivergedError: NaN among them
     """
-    if values.is_floating_point() and not th.jit.is_tracing() and bool(values.isnan().any()):  # type: ignore[no-untyped-call]
+    traced: Any = th.jit.is_tracing  # type: ignore[attr-defined]  # torch does not list it
+    if values.is_floating_point() and not traced() and bool(values.isnan().any()):
         raise TrainingDivergedError(
             "The policy's actions are NaN, because its weights or the observation are. After a training that has diverged, "
             "load an earlier checkpoint and train with a lower learning rate, `max_grad_norm`, `ent_coef_max` or smaller "

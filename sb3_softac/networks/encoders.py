@@ -81,7 +81,7 @@ class Encoder(nn.Sequential, ABC):
             return inputs
         return inputs.expand(number_chosen(self.n_networks, indices), *inputs.shape)
 
-    def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:  # type: ignore[override]
+    def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:
         """Evaluate the layers one after the other.
 
         :param inputs: (B, F), the same for all networks of an ensemble
@@ -100,7 +100,7 @@ class MLP(Encoder):
     Hidden layers are linear → dropout → layer normalisation → activation, the order of DroQ (2110.02034).
     """
 
-    def build(
+    def build(  # type: ignore[override]  # of all options it has these two
         self,
         in_features: int,
         net_arch: list[int],

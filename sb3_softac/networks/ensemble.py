@@ -83,7 +83,7 @@ class Dropout(nn.Dropout):
         self.register_buffer("rate", th.tensor(float(p)), persistent=False)
 
     @property
-    def p(self) -> float:  # type: ignore[override]  # an attribute in PyTorch
+    def p(self) -> float:
         """Probability of dropping a unit."""
         return float(self.__dict__["_given"]["p"])
 
@@ -108,7 +108,9 @@ def dropout(inputs: th.Tensor, rate: th.Tensor) -> th.Tensor:
 
 def make_linear(in_features: int, out_features: int, n_networks: int | None) -> nn.Linear | EnsembleLinear:
     """A linear layer of one network (None) or of each network of an ensemble."""
-    return nn.Linear(in_features, out_features) if n_networks is None else EnsembleLinear(n_networks, in_features, out_features)
+    return (
+        nn.Linear(in_features, out_features) if n_networks is None else EnsembleLinear(n_networks, in_features, out_features)
+    )
 
 
 def make_layer_norm(features: int, n_networks: int | None) -> nn.LayerNorm | EnsembleLayerNorm:

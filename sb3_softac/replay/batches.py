@@ -197,9 +197,7 @@ class BlockSampler:
         columns["dones"] *= 1.0 - buffer.timeouts.reshape(-1, 1)[rows]
 
 
-def _gather(
-    array: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[np.float32], subtracted: int = 0
-) -> None:
+def _gather(array: npt.NDArray[Any], rows: npt.NDArray[np.int64], out: npt.NDArray[np.float32], subtracted: int = 0) -> None:
     """Write the chosen rows of a buffer's (capacity, environments, ...) into ``out``, as float32."""
     flat = array.reshape(-1, out.shape[1])
     if flat.dtype == out.dtype:

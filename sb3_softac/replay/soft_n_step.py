@@ -19,17 +19,20 @@ def later_states(
     :return: what ``buffer.sample`` returns, observations (B·(n − 1), ...), and their discounts γ^k (B, n − 1), 0 where the
         trajectory has ended before
     """
-    first = np.random.randint(0, buffer.size(), size=batch_size)  # as `buffer.sample` draws them
-    state = np.random.get_state()
+    random = np.random  # SB3's own generator
+    first = random.randint(0, buffer.size(), size=batch_size)  # as `buffer.sample` draws them
+    state = random.get_state()
     samples = buffer._get_samples(first, vec_normalize)
     # It draws the environments by itself: from the same state come the same ones, and the same state afterwards.
-    np.random.set_state(state)
-    envs = np.random.randint(0, buffer.n_envs, size=first.shape)
+    random.set_state(state)
+    envs = random.randint(0, buffer.n_envs, size=first.shape)
     steps = np.arange(buffer.n_steps - 1)
     indices = (first[:, None] + steps) % buffer.buffer_size  # (B, n − 1): transitions that lead to a state in between
     columns = envs[:, None]
-    ends = (buffer.dones[indices, columns] != 0) | (buffer.timeouts[indices, columns] != 0) | (
-        indices == (buffer.pos - 1) % buffer.buffer_size
+    ends = (
+        (buffer.dones[indices, columns] != 0)
+        | (buffer.timeouts[indices, columns] != 0)
+        | (indices == (buffer.pos - 1) % buffer.buffer_size)
     )
     alive = np.cumsum(ends, axis=1) == 0
     discounts = np.where(alive, np.float32(buffer.gamma) ** (steps + 1), 0.0).astype(np.float32)

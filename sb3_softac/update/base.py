@@ -99,14 +99,13 @@ class Update(ABC):
 
     def numbers(self) -> Numbers:
         """The numbers of the next step."""
-        temperature = self.temperature
-        learned = isinstance(temperature, LearnedTemperature)
+        learned = self.temperature if isinstance(self.temperature, LearnedTemperature) else None
         return Numbers(
             tau=self.tau,
             reward_scale=self.reward_scale,
             max_grad_norm=self.max_grad_norm,
-            target_entropy=temperature.target_entropy if learned else 0.0,
-            ent_coef_max=temperature.maximum if learned else math.inf,
+            target_entropy=0.0 if learned is None else learned.target_entropy,
+            ent_coef_max=math.inf if learned is None else learned.maximum,
         )
 
     def refresh(self) -> None:

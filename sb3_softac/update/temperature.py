@@ -16,8 +16,8 @@ from torch import nn
 
 from sb3_softac.engine import OptimizerStep
 from sb3_softac.engine.optimizers import step as plain_step
-from sb3_softac.update import losses
 from sb3_softac.schedules import check_rate, parse_schedule
+from sb3_softac.update import losses
 
 TemperatureUpdate = Literal["dual", "log", "exp"]
 
@@ -134,10 +134,6 @@ class LearnedTemperature(Temperature):
     def project(self, maximum: float | th.Tensor) -> None:
         """Bring the parameter back into its bounds, in place."""
 
-    @abstractmethod
-    def restart(self, value: float) -> None:
-        """Begin again at α = ``value``, with an optimizer that has done no step."""
-
     @th.no_grad()
     def update(
         self,
@@ -169,11 +165,7 @@ class DualTemperature(LearnedTemperature):
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__(maximum, target_entropy, schedule)
         self.ent_coef = nn.Parameter(th.tensor(float(initial)))
-        self.restart(initial)
-
-    def restart(self, value: float) -> None:
-        self.optimizer = th.optim.SGD(self.parameters(), lr=float(self.schedule(1.0)))
-        self.set_value(value)
+        self.optimizer = th.optim.SGD(self.parameters(), lr=float(schedule(1.0)))
 
     def unbounded(self) -> th.Tensor:
         return self.ent_coef.detach()
@@ -199,11 +191,7 @@ class LogTemperature(LearnedTemperature):
     def __init__(self, initial: float, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__(maximum, target_entropy, schedule)
         self.log_ent_coef = nn.Parameter(th.tensor(math.log(initial)))
-        self.restart(initial)
-
-    def restart(self, value: float) -> None:
-        self.optimizer = th.optim.Adam(self.parameters(), lr=float(self.schedule(1.0)), fused=True)
-        self.set_value(value)
+        self.optimizer = th.optim.Adam(self.parameters(), lr=float(schedule(1.0)), fused=True)
 
     def unbounded(self) -> th.Tensor:
         return self.log_ent_coef.detach().exp()

@@ -15,9 +15,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import SoftAC, SoftACPolicy
-from sb3_softac.temperature import LearnedTemperature
-from tests.helpers import SMALL, RandomEnv, assert_same_parameters, fill_buffer, make_model, parameters_of
-from tests.test_host import OPTIONS
+from sb3_softac.update import LearnedTemperature
+from tests.helpers import OPTIONS, SMALL, RandomEnv, assert_same_parameters, fill_buffer, make_model, parameters_of
 
 
 def seed_everything() -> None:
@@ -385,5 +384,6 @@ def test_action_noise_and_counters_are_saved(tmp_path: Path) -> None:
     loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
     assert (loaded.num_timesteps, loaded._n_updates, loaded._episode_num) == (23, 13, 4)
     assert isinstance(loaded.action_noise, NormalActionNoise)
+    loaded.replay_buffer = model.replay_buffer
     loaded.learn(7, reset_num_timesteps=False)
     assert loaded.num_timesteps == 30

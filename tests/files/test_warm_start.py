@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 from stable_baselines3.common.noise import NormalActionNoise
@@ -219,3 +220,35 @@ def test_other_sources(tmp_path: Path) -> None:
         make_model().warm_start(tmp_path / "dqn.zip")
     with pytest.raises(FileNotFoundError):
         make_model().warm_start(tmp_path / "missing.zip")
+
+
+class OtherBounds(RandomEnv):
+    """``RandomEnv`` whose actions have other bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(np.array([-2.0, 0.0]), np.array([3.0, 1.0]), dtype=np.float64)
+
+
+def test_actions_of_other_bounds_are_refused() -> None:
+    """The weights would mean other actions of the environment: all are rescaled from [-1, 1] to the bounds."""
+    with pytest.raises(ValueError, match=r"`source` does not fit this model: its action space is Box\(\[-2"):
+        make_model(env=OtherBounds()).warm_start(make_model())
+    with pytest.raises(ValueError, match=r"action space is Discrete\(3\), here it is Discrete\(3, start=2\)"):
+        make_model(env=RandomDiscreteEnv(3, start=2)).warm_start(make_model(env=RandomDiscreteEnv(3)))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"value_network": True}, {"ent_coef_update": "log", "ent_coef": "auto_0.5"}])
+def test_a_model_that_has_trained_begins_again(kwargs: dict[str, Any]) -> None:
+    """As its docstring says: optimizers without a state, and the initial α; also if it trains on."""
+    source, model = make_model(seed=1, **kwargs), make_model(learning_starts=5, batch_size=8, **kwargs).learn(30)
+    initial = make_model(**kwargs).temperature.value
+    assert model.temperature.value != initial
+    model.warm_start(source)
+    assert model.temperature.value == initial
+    networks = model.policy.trained_networks().values()
+    assert all(len(network.optimizer.state) == 0 for network in [*networks, model.temperature])
+    before = model.actor.mu.weight.clone()
+    model.learn(10, reset_num_timesteps=False)
+    assert not th.equal(model.actor.mu.weight, before)
+    assert {int(state["step"]) for state in model.actor.optimizer.state.values()} == {10}

@@ -1,0 +1,332 @@
+"""From options to a model: set-up, and what happens when an option or a network is replaced later."""
+
+import operator
+from abc import abstractmethod
+from typing import Any, ClassVar, cast
+
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac.arguments import check_action_space, check_count
+from sb3_softac.collect import check_wrappers
+from sb3_softac.engine import Compile, Engine, missing_for_compilation, why_only_eager
+from sb3_softac.files import SavedAlgorithm
+from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.runtime import Runtime
+from sb3_softac.schedules import parse_schedule
+from sb3_softac.update import Temperature, Update
+
+
+def _network(name: str) -> Any:
+    """A network of the policy, under the name that it has in SB3's algorithms; replaced here, it is replaced there."""
+
+    def get(self: "ConfiguredAlgorithm") -> Any:
+        return getattr(self.policy, name)
+
+    def put(self: "ConfiguredAlgorithm", network: Any) -> None:
+        setattr(self.policy, name, network)
+
+    return property(get, put)
+
+
+class ConfiguredAlgorithm(SavedAlgorithm):
+    """An algorithm that is built from options, and follows them and its networks when they change.
+
+    A subclass names its options in its constructor, and says what they describe: :meth:`_check_options`,
+    :meth:`_make_temperature`, :meth:`_make_update`, :meth:`_set_numbers`.
+
+    :param policy: name of a policy, or its class
+    :param env: environment to learn from, or its registered name
+    :param replay_buffer_kwargs: arguments of the replay buffer
+    :param policy_kwargs: arguments of the policy
+    :param sb3: arguments of SB3's ``OffPolicyAlgorithm``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    #: options that are chosen once: what was built for one value has no place for another
+    fixed_options: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("value_network", "use_sde", "n_steps", "soft_n_step", "policy_kwargs"),
+            *("buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage"),
+        )
+    )
+    _cached_options: ClassVar[list[str] | None] = None
+    policy: SoftACPolicy
+    temperature: Temperature
+    actor: Any = _network("actor")
+    critic: Any = _network("critic")
+    critic_target: Any = _network("critic_target")
+    value_net: Any = _network("value_net")
+    value_net_target: Any = _network("value_net_target")
+
+    # Options that the methods of this class read; the constructor of each algorithm sets them.
+    value_network: bool
+    soft_n_step: bool
+    policy_delay: int
+    target_update_interval: int
+    compile: Compile
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *,
+        replay_buffer_kwargs: dict[str, Any] | None,
+        policy_kwargs: dict[str, Any] | None,
+        stats_window_size: int,
+        **sb3: Any,
+    ) -> None:
+        self._runtime = Runtime()
+        if env is not None:
+            env = self._wrap_env(maybe_make_env(env, sb3["verbose"]), sb3["verbose"])
+            check_action_space(env.action_space, sb3["use_sde"])  # SB3 asserts some of it
+            check_wrappers(env)
+        for name, value in (("use_sde", sb3["use_sde"]), ("value_network", self.value_network)):
+            if (policy_kwargs or {}).get(name, value) != value:
+                raise ValueError(
+                    f"`policy_kwargs` contains {name}, but it must be an argument of {type(self).__name__} itself."
+                )
+        super().__init__(
+            self._resolve_policy(policy),
+            cast(GymEnv, env),  # None while a model is loaded
+            # SB3 writes into both dicts: what the user passed stays as it was.
+            replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
+            policy_kwargs=dict(policy_kwargs or {}),
+            stats_window_size=check_count("stats_window_size", stats_window_size, 1),
+            support_multi_env=True,
+            **sb3,
+        )
+        self._automatic_replay_buffer = self.replay_buffer_class is None
+        #: what the weights in a saved file were built for; None until they are built
+        self._built_for: dict[str, Any] | None = None
+
+    # --- what an algorithm says of itself -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuse values out of range and contradictions; return those that have one normal form in it."""
+
+    @abstractmethod
+    def _check_architecture(self) -> None:
+        """Refuse options that the weights of a loaded model have no place for."""
+
+    @abstractmethod
+    def _make_temperature(self) -> Temperature:
+        """The temperature that the options describe."""
+
+    @abstractmethod
+    def _make_update(self) -> Update:
+        """The gradient step that the options describe."""
+
+    @abstractmethod
+    def _set_numbers(self, update: Update) -> None:
+        """Give ``update`` and the temperature the numbers that may change during the training."""
+
+    # --- set-up -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _resolve_policy(cls, policy: str | type[BasePolicy]) -> str | type[BasePolicy]:
+        """Map SB3's own policy classes to ours, and refuse all others."""
+        if isinstance(policy, str):
+            if policy in cls.policy_aliases:
+                return policy
+        elif isinstance(policy, type) and issubclass(resolved := SB3_EQUIVALENTS.get(policy, policy), SoftACPolicy):
+            return resolved
+        raise ValueError(
+            f"`policy` is {policy!r}, but it must be one of {', '.join(map(repr, cls.policy_aliases))} "
+            "or a subclass of SoftACPolicy."
+        )
+
+    def _setup_model(self) -> None:
+        self._check_architecture()
+        check_action_space(self.action_space, self.use_sde)
+        self.__dict__.update(self._check_options(self._options()))
+        self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde}
+        if self.value_network:
+            self.policy_kwargs["value_network"] = True
+        self._setup_host()
+        self.temperature = self._make_temperature().to(self.device)
+        self._runtime = Runtime(self._runtime.set_up)  # `load` leaves the constructor's one behind
+        if not self._runtime.set_up.weights_follow:
+            self._refuse_impossible_compilation()
+        if self.env is not None and self.replay_buffer is None:
+            self._allocate_replay_buffer()
+        self._runtime.options = self._option_values()
+
+    def _options(self) -> dict[str, Any]:
+        """All options as they are now, and whether the replay buffer was left to SB3."""
+        options = {name: getattr(self, name) for name in self._option_names() if hasattr(self, name)}
+        return {**options, "automatic_replay_buffer": self._automatic_replay_buffer}
+
+    def _option_values(self) -> tuple[Any, ...]:
+        return tuple(map(self.__dict__.get, self._cached_option_names()))
+
+    @classmethod
+    def _cached_option_names(cls) -> list[str]:
+        if "_cached_options" not in vars(cls) or cls._cached_options is None:  # a subclass may have more
+            cls._cached_options = [name for name in cls._option_names() if name != "seed"]
+        return cls._cached_options
+
+    def _setup_host(self) -> None:
+        """Run SB3's setup, but without three of its effects."""
+        held = self.replay_buffer, self.replay_buffer_kwargs, self.seed
+        # SB3 allocates a buffer whenever there is none; a model that is loaded only to act needs none.
+        self.replay_buffer = cast(ReplayBuffer, object()) if self.replay_buffer is None else self.replay_buffer
+        # SB3 writes n_steps and gamma into the user's dict. They would be saved with it, and outlive a change of either.
+        self.replay_buffer_kwargs = dict(self.replay_buffer_kwargs)
+        if self._automatic_replay_buffer:
+            self.replay_buffer_class = None
+        # SB3 seeds everything again at `load`, and training would repeat the random numbers of its beginning.
+        self.seed = self.seed if self._runtime.set_up.seeds else None
+        try:
+            super()._setup_model()
+        finally:
+            self.replay_buffer, self.replay_buffer_kwargs, self.seed = held
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = parse_schedule("learning_rate", self.learning_rate)
+        self._own_learning_rates()  # they are checked, too
+
+    def _own_learning_rates(self) -> dict[str, Schedule]:
+        """Schedules of the networks and of the temperature that do not follow ``learning_rate``, by owner."""
+        owners = ("actor", "critic", "value", "ent_coef")
+        values = {owner: getattr(self, f"{owner}_learning_rate", None) for owner in owners}
+        key = tuple(values.values())
+        cached: Any = self._runtime.schedules
+        if cached is None or any(map(operator.is_not, cached[0], key)):
+            parsed: dict[str, Schedule] = {
+                owner: parse_schedule(f"{owner}_learning_rate", value) for owner, value in values.items() if value is not None
+            }
+            self._runtime.schedules = cached = (key, parsed)
+        return cached[1]  # type: ignore[no-any-return]
+
+    def _refuse_impossible_compilation(self) -> None:
+        if self.compile is not True:
+            return
+        missing = missing_for_compilation(self.device)
+        obstacle = why_only_eager(self._current_update()) or (missing and f"it needs {missing}")
+        if obstacle:
+            raise ValueError(f"`compile` is True, but it must be 'auto' or False here: {obstacle}.")
+
+    def _allocate_replay_buffer(self) -> None:
+        assert self.replay_buffer_class is not None
+        kwargs = dict(self.replay_buffer_kwargs)
+        if self._automatic_replay_buffer and self.n_steps > 1:
+            kwargs |= {"n_steps": self.n_steps, "gamma": self.gamma}
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            kwargs["env"] = self.env
+        self.replay_buffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
+        self._match_returns(self.replay_buffer)
+
+    def _match_returns(self, replay_buffer: ReplayBuffer) -> None:
+        """Make the buffer compute this model's n-step returns, or refuse it."""
+        if self._automatic_replay_buffer and isinstance(replay_buffer, NStepReplayBuffer):
+            replay_buffer.n_steps, replay_buffer.gamma = self.n_steps, self.gamma
+        elif self.n_steps > 1:
+            raise ValueError(f"`n_steps` is {self.n_steps}, but the {type(replay_buffer).__name__} has one-step returns.")
+        gamma = getattr(replay_buffer, "gamma", self.gamma)
+        if gamma != self.gamma:
+            raise ValueError(f"`gamma` is {self.gamma}, but the replay buffer discounts with {gamma}: both must be equal.")
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3; a model that was loaded without an environment gets its replay buffer here."""
+        check_wrappers(self._wrap_env(env, 0))
+        super().set_env(env, force_reset)
+        if self.replay_buffer is None:
+            self._allocate_replay_buffer()
+        elif isinstance(self.replay_buffer, HerReplayBuffer):
+            self.replay_buffer.env = self.env  # it computes the rewards of relabelled goals
+
+    @property
+    def _engine(self) -> Engine:
+        """What runs the gradient steps in this process."""
+        return self._runtime.engine
+
+    # --- options and networks that change -----------------------------------------------------------------------------
+
+    def _follow_options(self) -> None:
+        """Let options that were set since the last look take effect, or refuse them."""
+        values, before = self._option_values(), self._runtime.options
+        if all(map(operator.is_, values, before)):
+            return
+        names = self._cached_option_names()
+        changed = {
+            name: old for name, new, old in zip(names, values, before, strict=True) if new is not old and not _same(new, old)
+        }
+        try:
+            fixed = sorted(changed.keys() & self.fixed_options)
+            if fixed:
+                raise ValueError(
+                    f"`{fixed[0]}` was set to {getattr(self, fixed[0])!r}, but it must stay {changed[fixed[0]]!r}, for which "
+                    "the model was built: a new model with the other value can `warm_start` from this one."
+                )
+            self._apply_options(changed.keys())
+        except ValueError:
+            self.__dict__.update(changed)  # nothing has happened
+            raise
+        self._runtime.options = self._option_values()
+
+    def _apply_options(self, changed: Any) -> None:
+        self.__dict__.update(self._check_options(self._options()))
+        self._convert_train_freq()
+        if "learning_rate" in changed:
+            self._setup_lr_schedule()
+        if "gamma" in changed and self.replay_buffer is not None:
+            self._match_returns(self.replay_buffer)
+        if "compile" in changed:
+            self._refuse_impossible_compilation()
+            self._runtime.engine.decided = False
+        self._runtime.update = None
+
+    def _current_update(self) -> Update:
+        """The gradient step of the networks, the temperature and the options that the model has now."""
+        runtime, policy = self._runtime, self.policy
+        networks = (policy.actor, policy.critic, policy.critic_target, policy.value_net, policy.value_net_target)
+        if len(runtime.networks) != len(networks) or any(map(operator.is_not, networks, runtime.networks)):
+            self._adopt_networks()
+            runtime.networks = networks
+        update = runtime.update
+        if update is None or update.networks is not policy or update.temperature is not self.temperature:
+            update = runtime.update = self._make_update()
+            self._set_numbers(update)
+        return update
+
+    def _adopt_networks(self) -> None:
+        """Networks that a user has put in the place of others get what they lack."""
+        for _, target in self.policy.targets():
+            if not getattr(target, "is_target", True):
+                target.become_target()  # type: ignore[operator]  # of ours, which have it
+        for network in self.policy.trained_networks().values():
+            held = {id(p) for group in getattr(network, "optimizer", _NONE).param_groups for p in group["params"]}
+            if not any(id(parameter) in held for parameter in self.policy.trained_parameters(network)):
+                self.policy.add_optimizer(network, float(self.lr_schedule(1.0)))
+
+
+class _NoOptimizer:
+    param_groups: ClassVar[list[dict[str, Any]]] = []
+
+
+_NONE = _NoOptimizer()
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two values of an option are equal; arrays and the like count as different."""
+    try:
+        return bool(left == right)
+    except (ValueError, TypeError):
+        return False
