@@ -299,8 +299,6 @@ def check_arguments(
         "policy_delay": 1,
         "sde_sample_freq": -1,
     }
-    if not weights_follow:
-        _refuse_an_unused_learning_rate(arguments)
     normal: dict[str, Any] = {name: check_count(name, arguments[name], low) for name, low in minimum.items()}
     for name, low in (("random_steps", 0), ("target_subset", 1)):
         if arguments[name] is not None:
@@ -314,6 +312,8 @@ def check_arguments(
         check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
     for name in ("value_network", "optimize_memory_usage", "soft_n_step"):
         check_flag(name, arguments[name])
+    if not weights_follow:
+        _refuse_an_unused_learning_rate(arguments)
     normal["compile"] = _check_compile(arguments["compile"])
     check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))

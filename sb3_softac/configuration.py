@@ -284,8 +284,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     def _apply_options(self, changed: Any) -> None:
         self.__dict__.update(self._check_options(self._options()))
         self._convert_train_freq()
-        if "learning_rate" in changed:
-            self._setup_lr_schedule()
+        self._setup_lr_schedule()
         if "gamma" in changed and self.replay_buffer is not None:
             self._match_returns(self.replay_buffer)
         if "compile" in changed:

@@ -294,6 +294,8 @@ class SoftAC(SoftAlgorithm):
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.target_entropy = float(self.target_entropy)
             self.temperature.set_maximum(self.ent_coef_max)
+            with th.no_grad():
+                self.temperature.project(self.temperature.maximum)
             self.temperature.schedule = self._own_learning_rates().get("ent_coef", self.lr_schedule)
 
     # --- other models and files ---------------------------------------------------------------------------------------

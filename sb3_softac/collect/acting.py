@@ -25,8 +25,8 @@ from sb3_softac.networks.distributions import SquashedGaussian
 Array = npt.NDArray[Any]
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
-#: attributes that a distribution of ours has; any other would hide one of its methods
-DISTRIBUTION_STATE = {"action_dim", "distribution", "mean_actions", "log_std", "gaussian_actions"}
+#: methods of our distribution: an attribute of one of these names would hide it
+DISTRIBUTION_METHODS = frozenset(name for name in dir(SquashedGaussian) if callable(getattr(SquashedGaussian, name)))
 
 
 def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
@@ -193,7 +193,7 @@ def has_own_methods(policy: SoftACPolicy) -> bool:
     actor = policy.actor
     if isinstance(actor, CategoricalActor):
         return vars(actor).keys().isdisjoint(("forward", "log_probs", "action_log_prob", "sample", "extract_features"))
-    return type(actor.action_dist) is SquashedGaussian and vars(actor.action_dist).keys() <= DISTRIBUTION_STATE
+    return type(actor.action_dist) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(actor.action_dist))
 
 
 def make_actor(policy: SoftACPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:

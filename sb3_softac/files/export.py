@@ -207,7 +207,7 @@ def _require_onnx() -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ImportError(f'ONNX files need {module}: pip install "sb3-softac[export]"') from error
+            raise ImportError(f"ONNX files need {module}: pip install onnx onnxruntime") from error
 
 
 #: dtypes of observations that the exporter knows
