@@ -44,7 +44,7 @@ class SoftAlgorithm(ConfiguredAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSoftAlgorithm:
-        """Train for ``total_timesteps`` environment steps; 1e6 is as good as 1_000_000. Otherwise as in SB3.
+        """Train for ``total_timesteps`` environment steps; floats such as 1e6 are allowed. Otherwise as in SB3.
 
         :raises TrainingDivergedError: losses, weights or actions are no longer finite
         """

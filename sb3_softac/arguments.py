@@ -383,30 +383,35 @@ def _check_activation(activation_fn: Any) -> None:
         _refuse("activation_fn", activation_fn, "without parameters, which all critics would share")
 
 
-def _check_building_blocks(arguments: Mapping[str, Any]) -> None:
-    """Encoders and heads are names, or classes of the user's own."""
+def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...]) -> None:
+    """Encoders and heads are names, or user-defined classes."""
     encoder = arguments["encoder"]
     if isinstance(encoder, dict) and not set(encoder) <= {"pi", "qf"}:
         _refuse("encoder", encoder, "a name, a class, or a dict with the keys 'pi' and 'qf'")
     for chosen in encoder.values() if isinstance(encoder, dict) else [encoder]:
-        if chosen != "mlp" and not (isinstance(chosen, type) and hasattr(chosen, "build")):
-            _refuse("encoder", chosen, "'mlp', or a subclass of sb3_softac.networks.Encoder")
+        if chosen not in encoders and not (isinstance(chosen, type) and hasattr(chosen, "build")):
+            _refuse(
+                "encoder", chosen, f"one of {', '.join(map(repr, encoders))}, or a subclass of sb3_softac.networks.Encoder"
+            )
     of_critics = encoder.get("qf", "mlp") if isinstance(encoder, dict) else encoder
     for name, unused in (("layer_norm", False), ("dropout_rate", 0.0)):
         if of_critics != "mlp" and arguments[name] != unused:
             _refuse(name, arguments[name], f"{unused} with `encoder`={of_critics!r}, which has layers of its own")
     head = arguments["critic_head"]
-    if head != "scalar" and not (isinstance(head, type) and hasattr(head, "expected_value")):
-        _refuse("critic_head", head, "'scalar', or a subclass of sb3_softac.networks.CriticHead")
+    if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
+        allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
+        _refuse("critic_head", head, allowed)
 
 
 def check_policy_arguments(
-    arguments: Mapping[str, Any], action_space: spaces.Space[Any]
+    arguments: Mapping[str, Any], action_space: spaces.Space[Any], encoders: tuple[str, ...], heads: tuple[str, ...]
 ) -> tuple[int, list[int] | dict[str, list[int]]]:
     """Check the arguments of ``SoftACPolicy``, which reach it as ``policy_kwargs``.
 
     :param arguments: argument values by name
     :param action_space: of the environment
+    :param encoders: names of encoders
+    :param heads: names of critic heads
     :return: ``n_critics`` and ``net_arch``, with integers
     :raises ValueError: a value out of range, or options that contradict each other
     """
@@ -424,7 +429,7 @@ def check_policy_arguments(
         [256, 256] if arguments["net_arch"] is None else arguments["net_arch"], arguments["value_network"]
     )
     _check_activation(arguments["activation_fn"])
-    _check_building_blocks(arguments)
+    _check_building_blocks(arguments, encoders, heads)
     if isinstance(action_space, spaces.Discrete):
         unused: dict[str, Any] = {
             "use_sde": False,

@@ -14,7 +14,15 @@ from sb3_softac.arguments import check_action_space, check_count
 from sb3_softac.collect import check_wrappers
 from sb3_softac.engine import Compile, Engine, missing_for_compilation, why_only_eager
 from sb3_softac.files import SavedAlgorithm
-from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.networks import (
+    SB3_EQUIVALENTS,
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    SoftACPolicy,
+    StackedCritics,
+    ValueNetwork,
+)
 from sb3_softac.runtime import Runtime
 from sb3_softac.schedules import parse_schedule
 from sb3_softac.update import Temperature, Update
@@ -61,10 +69,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     policy: SoftACPolicy
     temperature: Temperature
     actor: Any = _network("actor")
-    critic: Any = _network("critic")
-    critic_target: Any = _network("critic_target")
-    value_net: Any = _network("value_net")
-    value_net_target: Any = _network("value_net_target")
+    critic: StackedCritics = _network("critic")
+    critic_target: StackedCritics | None = _network("critic_target")
+    value_net: ValueNetwork | None = _network("value_net")
+    value_net_target: ValueNetwork | None = _network("value_net_target")
 
     # Options that the methods of this class read; the constructor of each algorithm sets them.
     value_network: bool
@@ -154,6 +162,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._setup_host()
         self.temperature = self._make_temperature().to(self.device)
         self._runtime = Runtime(self._runtime.set_up)  # `load` leaves the constructor's one behind
+        self._current_update()
         if not self._runtime.set_up.weights_follow:
             self._refuse_impossible_compilation()
         if self.env is not None and self.replay_buffer is None:
@@ -276,6 +285,11 @@ class ConfiguredAlgorithm(SavedAlgorithm):
                     "the model was built: a new model with the other value can `warm_start` from this one."
                 )
             self._apply_options(changed.keys())
+            present, described = self._runtime.update, self._make_update()
+            if present is not None and present.settings == described.settings:
+                self._set_numbers(present)  # another number is no reason to build a step again
+            else:
+                self._runtime.update = None
         except ValueError:
             self.__dict__.update(changed)  # nothing has happened
             raise
@@ -290,7 +304,6 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if "compile" in changed:
             self._refuse_impossible_compilation()
             self._runtime.engine.decided = False
-        self._runtime.update = None
 
     def _current_update(self) -> Update:
         """The gradient step of the networks, the temperature and the options that the model has now."""
@@ -301,8 +314,14 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             runtime.networks = networks
         update = runtime.update
         if update is None or update.networks is not policy or update.temperature is not self.temperature:
-            update = runtime.update = self._make_update()
+            update = self._make_update()
+            if update.needs_targets and not policy.targets():
+                raise ValueError(
+                    "`policy_kwargs['target_networks']` is False, but it must be True: "
+                    f"{type(update).__name__} bootstraps from target networks."
+                )
             self._set_numbers(update)
+            runtime.update = update
         return update
 
     def _adopt_networks(self) -> None:

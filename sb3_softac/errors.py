@@ -1,5 +1,5 @@
-"""Errors that no argument of the user explains by itself."""
+"""Errors that are not about an argument."""
 
 
 class TrainingDivergedError(RuntimeError):
-    """Losses, weights or actions are no longer finite; what was learned before lies in the checkpoints."""
+    """Losses, weights or actions are no longer finite; earlier checkpoints still hold finite weights."""

@@ -48,5 +48,5 @@ class Runtime:
     dumped: bool = False
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
-        """Copies and pickles begin with a new one."""
+        """Copies and pickles get a new one."""
         return Runtime, ()

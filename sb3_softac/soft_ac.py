@@ -98,13 +98,14 @@ class SoftAC(SoftAlgorithm):
     :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
     :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
-    :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps of a ``learn()`` are so many
-        that it pays off. On CUDA devices anything but False also captures it in a CUDA graph. Results differ in rounding
+    :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps that were done in this
+        process and are to come are so many that it pays off. On CUDA devices anything but False also captures it in a CUDA
+        graph. Results differ in rounding
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
-    #: the gradient step; a subclass may name one of its own
-    update_class: ClassVar[type[ActorCriticUpdate]] = ActorCriticUpdate
+    #: the gradient step; a subclass may replace it
+    update_class: ClassVar[type[Update]] = ActorCriticUpdate
 
     def __init__(
         self,
@@ -311,8 +312,8 @@ class SoftAC(SoftAlgorithm):
 
         Observations enter in batches, as ``observation_space`` has them (images channels first, as SB3 stores them), Dict
         ones by the names of their keys; the output ``action`` is rescaled to the action bounds and clipped. The file is
-        compared with ``predict()`` on random observations before it takes its place. ``sb3_softac.export.ExportedPolicy``
-        loads it again.
+        compared with ``predict()`` on random observations before it replaces an older file.
+        ``sb3_softac.export.ExportedPolicy`` loads it again.
 
         :param path: file name; ``.onnx`` or ``.pt`` is added if it has no suffix
         :param format: ``"onnx"``, which needs the extra ``export``, or ``"torchscript"``

@@ -8,7 +8,7 @@ import torch as th
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sb3_softac import graphs
+from sb3_softac.engine import graphs
 
 #: what reads from the device, or has an output whose size depends on what is there
 WAITS = {th.ops.aten._local_scalar_dense.default, th.ops.aten.nonzero.default, th.ops.aten.masked_select.default}

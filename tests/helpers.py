@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_softac import SoftAC
 from sb3_softac.engine import missing_for_compilation
+from sb3_softac.update import ActorCriticUpdate
 
 OBS_DIM, ACTION_DIM = 4, 2
 MISSING = missing_for_compilation(th.device("cpu"))
@@ -119,14 +120,16 @@ class InjectedNoise:
         monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda shape, dtype, device: self.draw(shape))
 
 
-def train_with_noise(model: SAC | SoftAC, n_updates: int, seed: int = 1, batch_size: int = 32) -> InjectedNoise:
-    """Call ``train()`` with one gradient step ``n_updates`` times, on batches and noise that only ``seed`` decides."""
+def train_with_noise(
+    model: SAC | SoftAC, n_calls: int, seed: int = 1, batch_size: int = 32, gradient_steps: int = 1
+) -> InjectedNoise:
+    """Call ``train()`` ``n_calls`` times, on batches and noise that only ``seed`` decides."""
     noise = InjectedNoise(seed)
     with pytest.MonkeyPatch.context() as monkeypatch:
         noise.install(monkeypatch)
         np.random.seed(seed)  # noqa: NPY002  # the generator that SB3's buffers draw from
-        for _ in range(n_updates):
-            model.train(gradient_steps=1, batch_size=batch_size)
+        for _ in range(n_calls):
+            model.train(gradient_steps=gradient_steps, batch_size=batch_size)
     return noise
 
 
@@ -148,3 +151,142 @@ def assert_same_parameters(first: SoftAC, second: SoftAC) -> None:
     assert len(left) > 10
     for name, value in left.items():
         assert th.equal(value, right[name]), name
+
+
+class MatrixEnv(RandomEnv):
+    """Actions (2, 3), observations in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1.0, 1.0, (4,), np.float64)
+        self.action_space = spaces.Box(-3.0, 1.0, (2, 3), np.float32)
+
+    def _observe(self) -> np.ndarray[Any, Any]:
+        return self.np_random.uniform(-1.0, 1.0, 4)
+
+
+#: one model for each option, and for some that meet
+OPTIONS: list[dict[str, Any]] = [
+    {"value_network": True, "actor_q": "first", "target_q": "mean"},
+    {"actor_q": "target_min"},
+    {"actor_q": "mean", "target_q": "first"},
+    {"target_subset": 2, "policy_kwargs": {"net_arch": [8], "n_critics": 5}},
+    {"policy_kwargs": {"net_arch": [8], "n_critics": 1}},
+    {"ent_coef_update": "log", "ent_coef_max": 1.5},
+    {"ent_coef_update": "exp", "ent_coef": "auto_0.5"},
+    {"ent_coef": "auto_0.2", "ent_coef_max": 0.3, "ent_coef_learning_rate": "exp_1e-2_1e-4"},
+    {"ent_coef": "lin_0.3_0.1"},
+    {"actor_learning_rate": "lin_1e-3", "critic_learning_rate": lambda progress: 1e-3 * progress},
+    {"random_steps": 5, "policy_delay": 2, "target_update_interval": 3},
+    {"reward_scale": -2.0, "max_grad_norm": 0.5},
+    {"gradient_steps": 4, "train_freq": 2},
+    {"policy_kwargs": {"net_arch": [8], "log_std_mode": "free", "log_std_init": -1.0}},
+    {"policy_kwargs": {"net_arch": [8], "log_std_bounding": "tanh", "log_std_bounds": (-5.0, 2.0)}},
+    {"policy_kwargs": {"net_arch": [8], "layer_norm": True, "dropout_rate": 0.1}},
+    {"policy_kwargs": {"net_arch": [8], "weight_init": "orthogonal", "final_init_scale": 0.01}},
+    {"policy_kwargs": {"net_arch": [8], "weight_init": "xavier"}, "value_network": True},
+    {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12], "vf": [4]}}, "value_network": True},
+    {"policy_kwargs": {"net_arch": [], "share_features_extractor": True}},
+    {"use_sde": True},
+    {"n_steps": 3, "value_network": True},
+]
+
+
+class SpaceEnv(RandomEnv):
+    """``RandomEnv`` that announces other spaces."""
+
+    def __init__(self, action_space: Any = None, observation_space: Any = None) -> None:
+        super().__init__()
+        self.action_space = action_space or self.action_space
+        self.observation_space = observation_space or self.observation_space
+
+
+DICT = spaces.Dict({"a": spaces.Box(-1.0, 1.0, (2,))})
+
+
+class SampledEnv(SpaceEnv):
+    """``RandomEnv`` with observations that are drawn from their space."""
+
+    def _observe(self) -> Any:
+        return self.observation_space.sample()
+
+
+class CountingEnv(gym.Env[Any, np.ndarray[Any, Any]]):
+    """Observations (number of the episode, time), reward 1; episodes of ``length`` steps.
+
+    :param length: steps of an episode
+    :param goals: Dict observations as hindsight experience replay needs them
+    :param first: number of the first episode
+    """
+
+    action_space: spaces.Space[Any] = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, length: int, goals: bool = False, first: int = 0) -> None:
+        self.length, self.goals, self.episode, self.time = length, goals, first - 1, 0
+        box = spaces.Box(-1e6, 1e6, (2,))
+        names = ("observation", "achieved_goal", "desired_goal")
+        self.observation_space = spaces.Dict(dict.fromkeys(names, box)) if goals else box
+
+    def _observe(self) -> Any:
+        seen = np.array([self.episode, self.time], np.float32)
+        return {"observation": seen, "achieved_goal": seen, "desired_goal": 0 * seen - 1} if self.goals else seen
+
+    def compute_reward(self, achieved: Any, desired: Any, info: Any) -> Any:
+        return -np.any(achieved != desired, axis=-1).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.time = self.episode + 1, 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return self._observe(), 1.0, self.time >= self.length, False, {}
+
+
+def quick_model(env: Any = "Pendulum-v1", policy: str = "MlpPolicy", **kwargs: Any) -> SoftAC:
+    """A ``SoftAC`` of eight hidden units that learns from its 11th step on."""
+    defaults: dict[str, Any] = {"buffer_size": 500, "learning_starts": 10, "batch_size": 16, "device": "cpu", "compile": False}
+    kwargs.setdefault("policy_kwargs", {"net_arch": [8]})
+    return SoftAC(policy, env, **(defaults | kwargs))
+
+
+def logged(model: SoftAC, name: str) -> float:
+    """The newest value of a metric."""
+    return float(model.logger.name_to_value[f"train/{name}"])
+
+
+def update_of(model: SoftAC) -> ActorCriticUpdate:
+    """The model's gradient step."""
+    update = model._current_update()
+    assert isinstance(update, ActorCriticUpdate)
+    return update
+
+
+def net(**kwargs: Any) -> dict[str, Any]:
+    """``policy_kwargs`` of small networks with these options."""
+    return {"policy_kwargs": {**SMALL, **kwargs}}
+
+
+def restart_generators() -> None:
+    """Let PyTorch's and NumPy's generators begin again."""
+    th.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  # the generator that SB3's buffers draw from
+
+
+def build(compile: Any, discrete: bool = False, **kwargs: Any) -> SoftAC:
+    """A model with a filled buffer, whose random generators are at the same place for all that are built."""
+    model = make_model(env=RandomDiscreteEnv() if discrete else RandomEnv(), compile=compile, **kwargs)
+    fill_buffer(model)
+    restart_generators()
+    return model
+
+
+def assert_close(first: SoftAC, second: SoftAC, tolerance: float = 1e-4) -> None:
+    """The same training state up to ``tolerance`` of each tensor's largest entry."""
+    left, right = dict(parameters_of(first)), dict(parameters_of(second))
+    assert left.keys() == right.keys()
+    assert len(left) > 10
+    for name, value in left.items():
+        difference = (value - right[name]).abs().max().item() if value.numel() else 0.0
+        assert difference <= tolerance * max(value.abs().max().item(), 1e-3), name

@@ -28,12 +28,12 @@ class Networks:
             x = x.clamp(min=0) if i < len(layers) - 1 else x
         return x
 
-    def stacked_layers(self, prefix: str, member: int, weights: Tensors) -> Pairs:
+    def stacked_layers(self, prefix: str, index: int, weights: Tensors) -> Pairs:
         names = [name.removesuffix(".weight") for name in weights if name.startswith(f"{prefix}.") and "weight" in name]
-        return [(weights[f"{name}.weight"][member], weights[f"{name}.bias"][member]) for name in names]
+        return [(weights[f"{name}.weight"][index], weights[f"{name}.bias"][index]) for name in names]
 
-    def stacked(self, prefix: str, member: int, x: th.Tensor, weights: Tensors) -> th.Tensor:
-        return self.mlp(x, self.stacked_layers(prefix, member, weights)).squeeze(1)
+    def stacked(self, prefix: str, index: int, x: th.Tensor, weights: Tensors) -> th.Tensor:
+        return self.mlp(x, self.stacked_layers(prefix, index, weights)).squeeze(1)
 
     def q(self, net: str, s: th.Tensor, a: th.Tensor | None, weights: Tensors) -> list[th.Tensor]:
         """One value per critic: (B,), or (B, A) of all discrete actions."""

@@ -10,8 +10,8 @@ from sb3_softac import SoftAC, SoftACPolicy
 
 ROOT = Path(__file__).parent.parent
 README, ALGORITHM = (ROOT / "README.md").read_text(), (ROOT / "docs" / "algorithm.md").read_text()
-TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-PACKAGE = "\n".join(path.read_text() for path in (ROOT / "sb3_softac").glob("*.py"))
+TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+PACKAGE = "\n".join(path.read_text() for path in (ROOT / "sb3_softac").rglob("*.py"))
 
 
 def table(heading: str) -> list[list[str]]:

@@ -26,7 +26,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_softac import SoftAC
-from tests.helpers import SMALL, RandomEnv, make_model
+from tests.helpers import OPTIONS, SMALL, CountingEnv, RandomEnv, make_model, quick_model
 
 
 class TestLearn:
@@ -347,32 +347,6 @@ class TestObservationsAndBuffers:
             assert make_model(env=Other(space), learning_starts=10, batch_size=8).learn(20)._n_updates == 10
 
 
-OPTIONS: list[dict[str, Any]] = [
-    {"value_network": True, "actor_q": "first", "target_q": "mean"},
-    {"actor_q": "target_min"},
-    {"actor_q": "mean", "target_q": "first"},
-    {"target_subset": 2, "policy_kwargs": {"net_arch": [8], "n_critics": 5}},
-    {"policy_kwargs": {"net_arch": [8], "n_critics": 1}},
-    {"ent_coef_update": "log", "ent_coef_max": 1.5},
-    {"ent_coef_update": "exp", "ent_coef": "auto_0.5"},
-    {"ent_coef": "auto_0.2", "ent_coef_max": 0.3, "ent_coef_learning_rate": "exp_1e-2_1e-4"},
-    {"ent_coef": "lin_0.3_0.1"},
-    {"actor_learning_rate": "lin_1e-3", "critic_learning_rate": lambda progress: 1e-3 * progress},
-    {"random_steps": 5, "policy_delay": 2, "target_update_interval": 3},
-    {"reward_scale": -2.0, "max_grad_norm": 0.5},
-    {"gradient_steps": 4, "train_freq": 2},
-    {"policy_kwargs": {"net_arch": [8], "log_std_mode": "free", "log_std_init": -1.0}},
-    {"policy_kwargs": {"net_arch": [8], "log_std_bounding": "tanh", "log_std_bounds": (-5.0, 2.0)}},
-    {"policy_kwargs": {"net_arch": [8], "layer_norm": True, "dropout_rate": 0.1}},
-    {"policy_kwargs": {"net_arch": [8], "weight_init": "orthogonal", "final_init_scale": 0.01}},
-    {"policy_kwargs": {"net_arch": [8], "weight_init": "xavier"}, "value_network": True},
-    {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [12], "vf": [4]}}, "value_network": True},
-    {"policy_kwargs": {"net_arch": [], "share_features_extractor": True}},
-    {"use_sde": True},
-    {"n_steps": 3, "value_network": True},
-]
-
-
 @pytest.mark.parametrize("kwargs", OPTIONS)
 def test_every_option_trains_all_its_networks(kwargs: dict[str, Any]) -> None:
     model = make_model(learning_starts=20, batch_size=16, **{"learning_rate": 1e-3, **kwargs})
@@ -388,3 +362,11 @@ def test_no_gradient_steps_log_nothing() -> None:
     model = make_model()
     model.train(0, batch_size=8)
     assert "train/critic_loss" not in model.logger.name_to_value
+
+
+def test_training_that_ends_in_no_episode_is_logged(tmp_path: Path) -> None:
+    model = quick_model(CountingEnv(10_000))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(100)
+    model.logger.close()
+    assert "train/n_updates" in (tmp_path / "progress.csv").read_text()

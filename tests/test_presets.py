@@ -12,15 +12,15 @@ import pytest
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
-from torch.nn import functional as F
 
 from sb3_softac import SoftAC, presets
-from sb3_softac.temperature import DualTemperature, ExpTemperature, FixedTemperature, LogTemperature
+from sb3_softac.update.temperature import DualTemperature, ExpTemperature, FixedTemperature, LogTemperature
 from sb3_softac.zoo import expand_preset
 from tests.helpers import InjectedNoise, RandomDiscreteEnv, RandomEnv, fill_buffer
 from tests.reference import Networks, Tensors
 
 ACTION_DIM = 2
+DROPOUT_RATE = 0.01  # of DroQ
 
 
 def make(preset: str, env: Any = None, **overrides: Any) -> SoftAC:
@@ -156,7 +156,7 @@ class TestListedValues:
 
     def test_droq_regularises_its_critics(self) -> None:
         kinds = [type(layer).__name__ for layer in make("droq").critic.q_networks.hidden]
-        assert kinds == ["StackedLinear", "Dropout", "StackedLayerNorm", "ReLU"] * 2
+        assert kinds == ["EnsembleLinear", "Dropout", "EnsembleLayerNorm", "ReLU"] * 2
         assert presets.DROQ["policy_kwargs"]["dropout_rate"] == 0.01
 
     def test_sigaud_with_discrete_actions(self) -> None:
@@ -350,15 +350,15 @@ def one_update(model: SoftAC, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, lis
     return batch, noise.drawn
 
 
-def first_moments(model: SoftAC) -> Tensors:
+def first_gradients(model: SoftAC) -> Tensors:
     """The gradients that the optimizers saw: Adam's first moment is 0.1 g after its first step."""
-    moments = {}
+    gradients = {}
     for network in ("actor", "critic", "value_net"):
         module: Any = getattr(model, network)
         for name, parameter in [] if module is None else module.named_parameters():
             if parameter in module.optimizer.state:
-                moments[f"{network}.{name}"] = module.optimizer.state[parameter]["exp_avg"].double() / 0.1
-    return moments
+                gradients[f"{network}.{name}"] = module.optimizer.state[parameter]["exp_avg"].double() / 0.1
+    return gradients
 
 
 def assert_updated(model: SoftAC, system: System, critic_scale: float = 1.0) -> None:
@@ -367,7 +367,7 @@ def assert_updated(model: SoftAC, system: System, critic_scale: float = 1.0) -> 
     Adam's first step hides the size of a gradient, so both are compared: gradients in full, weights where a gradient is so
     clear that rounding does not decide the step. ``critic_scale`` is the factor between the two critic losses.
     """
-    gradients, n_compared = first_moments(model), 0
+    gradients, n_compared = first_gradients(model), 0
     assert gradients.keys() == system.gradients.keys()
     for name, gradient in gradients.items():
         expected = system.gradients[name] * (critic_scale if name.startswith("critic.") else 1.0)
@@ -422,18 +422,18 @@ class Ensemble(System):
         self.masks: list[th.Tensor] = []  # of dropout, in the order of the layers that use them
         self.subset: list[int] = []
 
-    def stacked(self, prefix: str, member: int, x: th.Tensor, weights: Tensors) -> th.Tensor:
+    def stacked(self, prefix: str, index: int, x: th.Tensor, weights: Tensors) -> th.Tensor:
         """DroQ: linear, dropout, layer normalisation, ReLU. Each pass of the ensemble uses two masks."""
         if not self.masks:
-            return super().stacked(prefix, member, x, weights)
+            return super().stacked(prefix, index, x, weights)
         for mask, (linear, norm) in zip(self.masks[:2], ((0, 2), (4, 6)), strict=True):
             name = f"{prefix}.hidden.{linear}"
-            x = (x @ weights[f"{name}.weight"][member] + weights[f"{name}.bias"][member]) * mask[member].double()
+            x = (x @ weights[f"{name}.weight"][index] + weights[f"{name}.bias"][index]) * mask[index].double()
             x = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             name = f"{prefix}.hidden.{norm}"
-            x = (x * weights[f"{name}.weight"][member] + weights[f"{name}.bias"][member]).clamp(min=0)
+            x = (x * weights[f"{name}.weight"][index] + weights[f"{name}.bias"][index]).clamp(min=0)
         name = f"{prefix}.output"
-        return (x @ weights[f"{name}.weight"][member] + weights[f"{name}.bias"][member]).squeeze(1)
+        return (x @ weights[f"{name}.weight"][index] + weights[f"{name}.bias"][index]).squeeze(1)
 
     def q(self, net: str, s: th.Tensor, a: th.Tensor | None, weights: Tensors) -> list[th.Tensor]:
         values = super().q(net, s, a, weights)
@@ -455,20 +455,20 @@ def test_one_update_of_the_ensembles(preset: str, actor: bool, monkeypatch: pyte
     own.alpha = th.ones((), dtype=th.float64)
     masks, subsets, randperm = [], [], th.randperm
 
-    def dropout(x: th.Tensor, p: float, training: bool, inplace: bool) -> th.Tensor:
-        assert training
-        masks.append((th.rand(x.shape) > p).float() / (1 - p))
-        return x * masks[-1]
+    def uniform(like: th.Tensor) -> th.Tensor:
+        drawn = th.rand(like.shape)
+        masks.append((drawn >= DROPOUT_RATE).float() / (1 - DROPOUT_RATE))
+        return drawn
 
     def permutation(n: int, **kwargs: Any) -> th.Tensor:
         subsets.append(randperm(n, **kwargs))
         return subsets[-1]
 
-    monkeypatch.setattr(F, "dropout", dropout)
+    monkeypatch.setattr(th, "rand_like", uniform)  # dropout keeps what is not below its rate
     monkeypatch.setattr(th, "randperm", permutation)
     batch, noises = one_update(model, monkeypatch)
     own.observe(batch, noises if actor else [noises[0], noises[0]])  # without the actor's turn, noise for s' alone
-    if masks and masks[0].ndim == 2:  # the members were evaluated one by one
+    if masks and masks[0].ndim == 2:  # the critics were evaluated one by one
         masks = [th.stack(masks[i : i + 2]) for i in range(0, len(masks), 2)]
     own.masks = masks
     own.subset = subsets[0][:2].tolist() if preset == "redq" else [0, 1]
@@ -485,12 +485,18 @@ class TestOverrides:
         arguments = presets.get("droq", learning_rate=1e-3, policy_kwargs={"dropout_rate": 0.1})
         assert arguments["learning_rate"] == 1e-3
         assert arguments["policy_kwargs"] == {**presets.DROQ["policy_kwargs"], "dropout_rate": 0.1}
-        assert presets.DROQ["policy_kwargs"]["dropout_rate"] == 0.01
+        assert presets.DROQ["policy_kwargs"]["dropout_rate"] == DROPOUT_RATE
 
     def test_presets_cannot_be_changed_by_accident(self) -> None:
         with pytest.raises(TypeError):
             presets.SLC["tau"] = 1.0  # type: ignore[index]  # on purpose
         SoftAC("MlpPolicy", RandomEnv(), **{**presets.SB3, "buffer_size": 10})
+        assert presets.SB3["policy_kwargs"] == {"net_arch": [256, 256]}
+
+    def test_presets_share_no_dict(self) -> None:
+        shared = [preset["policy_kwargs"] for preset in (presets.SB3, presets.SOFTLEARNING)]
+        assert shared[0] is not shared[1]
+        shared[0]["net_arch"].append(3)
         assert presets.SB3["policy_kwargs"] == {"net_arch": [256, 256]}
 
     def test_unknown_names_list_the_known_ones(self) -> None:

@@ -214,7 +214,7 @@ class _State:
 
 
 class Engine:
-    """Runs the gradient steps of one update, or of the one that takes its place."""
+    """Runs the gradient steps of one update, or of the one that replaces it."""
 
     def __init__(self) -> None:
         self.decided = False

@@ -19,7 +19,7 @@ _requires_grad = operator.attrgetter("requires_grad")
 
 
 class ModuleGuards:
-    """Remembers how modules are made up. Looking again takes some microseconds: it is done before every ``train()``.
+    """Remembers the structure of modules. Looking again takes some microseconds: it is done before every ``train()``.
 
     :param roots: modules; all modules below them count too
     """

@@ -148,7 +148,7 @@ def linear(inputs: Sequence[th.Tensor], weight: th.Tensor, bias: th.Tensor, relu
 
 
 def replace_large_products(graph: th.fx.Graph) -> None:
-    """Let oneDNN compute large products."""
+    """Let oneDNN compute large matmuls."""
     aten: Any = th.ops.aten
     for node in list(graph.nodes):
         if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:

@@ -203,7 +203,7 @@ def _compiled_adam(
 ) -> None:
     """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for its compiler on the CPU.
 
-    From PyTorch's own one the compiler makes loops which compute the bias corrections again for every few elements.
+    From PyTorch's version the compiler makes loops that recompute the bias corrections every few elements.
     """
     for count in steps:
         count.add_(1.0)

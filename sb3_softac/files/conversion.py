@@ -99,7 +99,7 @@ def sac_arguments(sac: SAC) -> dict[str, Any]:
             buffer_kwargs.pop(name)
     else:
         arguments["replay_buffer_class"] = sac.replay_buffer_class
-        arguments["n_steps"] = 1  # which SB3 ignores, with a warning, beside a buffer class of the user's own
+        arguments["n_steps"] = 1  # which SB3 ignores, with a warning, beside a user-defined buffer class
     arguments["replay_buffer_kwargs"] = buffer_kwargs
     return arguments
 
@@ -425,11 +425,11 @@ def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any]) -> Any:
     model.replay_buffer = sac.replay_buffer
     model._runtime = Runtime(SetUp(seeds="seed" in ours, weights_follow=True))
     model._setup_model()
-    if sac.replay_buffer is not None:
-        model._match_returns(model.replay_buffer)
-        model.replay_buffer.device = model.device
     copy_networks(sac, model.policy)
     copy_temperature(sac, model.temperature)
+    if sac.replay_buffer is not None:
+        model._match_returns(model.replay_buffer)  # last: what was refused before leaves the buffer as it is
+        model.replay_buffer.device = model.device
     hand_over(sac, model)
     return model
 

@@ -21,7 +21,7 @@ from sb3_softac.update import LearnedTemperature, Temperature
 
 SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 #: constructor arguments that ``load`` has under the same name, or that cannot be replaced
-NOT_REPLACEABLE = {"self", "args", "kwargs", "policy", "env", "device", "_init_setup_model"}
+NOT_REPLACEABLE = {"self", "policy", "env", "device", "_init_setup_model"}
 
 
 def save_model(path: str | pathlib.Path, write: Callable[[io.BytesIO], None]) -> None:
@@ -53,8 +53,9 @@ class SavedAlgorithm(CollectingAlgorithm):
     @classmethod
     def _option_names(cls) -> list[str]:
         """The constructor arguments, also of a subclass, that ``load`` can replace."""
-        constructors = [base.__init__ for base in cls.__mro__ if issubclass(base, SavedAlgorithm) and "__init__" in vars(base)]
-        names = [name for constructor in reversed(constructors) for name in inspect.signature(constructor).parameters]
+        algorithms = [base for base in cls.__mro__ if issubclass(base, SavedAlgorithm) and not inspect.isabstract(base)]
+        parameters = [p for base in reversed(algorithms) for p in inspect.signature(base.__init__).parameters.values()]
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return [name for name in dict.fromkeys(names) if name not in NOT_REPLACEABLE]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class SavedAlgorithm(CollectingAlgorithm):
             raise ValueError(f"`{unknown[0]}` cannot be replaced at loading: allowed are {', '.join(cls._option_names())}.")
         replaced = dict(kwargs)
         if replaced.get("target_entropy", "auto") != "auto":
-            # The saved ones no longer count, nor is a number that equals the saved automatic one an automatic one.
+            # A number equal to the saved automatic value is still the user's, and no fraction of anything.
             replaced.setdefault("target_entropy_scale", DEFAULT_TARGET_ENTROPY_SCALE)
             replaced["_automatic_target_entropy"] = None
         if "stats_window_size" in replaced:

@@ -3,6 +3,7 @@
 from sb3_softac.networks.actors import Actor, CategoricalActor
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import MLP, Encoder
+from sb3_softac.networks.ensemble import apply_layer, make_layer_norm, make_linear
 from sb3_softac.networks.heads import CriticHead, ScalarHead
 from sb3_softac.networks.policy import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
 
@@ -20,4 +21,7 @@ __all__ = [
     "SoftACPolicy",
     "StackedCritics",
     "ValueNetwork",
+    "apply_layer",
+    "make_layer_norm",
+    "make_linear",
 ]

@@ -2,7 +2,7 @@
 
 An encoder maps features to the inputs of an output layer. One class serves a single network as well as an ensemble: it builds
 its layers with :func:`~sb3_softac.networks.ensemble.make_linear` and the like, which make either. ``policy_kwargs["encoder"]``
-takes the name of one, or a class of the user's own.
+takes the name of one, or a user-defined class.
 """
 
 import itertools

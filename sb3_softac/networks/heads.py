@@ -1,7 +1,7 @@
 """What the numbers mean that a critic puts out for one state and action.
 
 A head has no weights: it says how many numbers there are, how they give a value, and the loss that trains them.
-``policy_kwargs["critic_head"]`` takes the name of one, or a class of the user's own.
+``policy_kwargs["critic_head"]`` takes the name of one, or a user-defined class.
 """
 
 from abc import ABC, abstractmethod

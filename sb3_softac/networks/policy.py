@@ -1,7 +1,6 @@
 """Actor, critics, value network and their targets, as an SB3 policy."""
 
 import functools
-from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -31,7 +30,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
 
     :param observation_space: observation space
     :param action_space: a ``Box``, or a ``Discrete``, for which the options of log σ and gSDE have no meaning
-    :param lr_schedule: learning rate at construction; ``SoftAC`` sets each network's own rate before it trains
+    :param lr_schedule: learning rate at construction; ``SoftAC`` sets each network's learning rate before it trains
     :param net_arch: units of the hidden layers of all networks, or ``dict(pi=..., qf=..., vf=...)`` for actor, critics and
         value network (``vf`` by default as ``qf``); default [256, 256]
     :param activation_fn: makes the elementwise activation of the hidden layers, without parameters: a class such as
@@ -66,6 +65,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
+    compilable: bool = True  #: as in ``Actor``
     actor: Any  #: Actor, or CategoricalActor for discrete actions: a union would hide the attributes of each
     critic: StackedCritics  # type: ignore[assignment]  # SB3 declares its own unstacked critics here
     critic_target: StackedCritics | None  # type: ignore[assignment]  # None with a value network
@@ -104,7 +104,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        n_critics, net_arch = check_policy_arguments(locals(), action_space)
+        n_critics, net_arch = check_policy_arguments(locals(), action_space, encoders=tuple(ENCODERS), heads=tuple(HEADS))
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
         self.target_networks = target_networks
@@ -160,7 +160,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         return [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
 
     def add_optimizer(self, network: Any, learning_rate: float) -> None:
-        """Give ``network`` an optimizer of its own, which has not begun.
+        """Give ``network`` a new optimizer.
 
         :param network: actor, critics or value network
         :param learning_rate: of its first step
@@ -178,7 +178,7 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         networks = {"actor": self.actor, "critic": self.critic, "value": self.value_net}
         return {name: network for name, network in networks.items() if network is not None}
 
-    def targets(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs of an online network and the target that follows it."""
         pairs = ((self.critic, self.critic_target), (self.value_net, self.value_net_target))
         return [(online, target) for online, target in pairs if online is not None and target is not None]

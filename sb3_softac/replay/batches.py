@@ -138,7 +138,7 @@ class BlockSampler:
         self._discounts: dict[int, th.Tensor] = {}
 
     def __reduce__(self) -> tuple[type["BlockSampler"], tuple[ReplayBuffer, float]]:
-        """Copies and pickles begin without blocks: in copied ones, what is filled and what is read would no longer be one."""
+        """Copies and pickles have no blocks: in copied ones, what is filled and what is read would no longer be one."""
         return BlockSampler, (self.buffer, self.gamma)
 
     @staticmethod

@@ -7,7 +7,7 @@ compile it, or capture it in a CUDA graph.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ class Networks(Protocol):
     def trained_networks(self) -> dict[str, Any]:
         """Networks with an ``optimizer``, by the names of their learning rates."""
 
-    def targets(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+    def targets(self) -> Sequence[tuple[nn.Module, nn.Module]]:
         """Pairs of an online network and the target that follows it."""
 
 

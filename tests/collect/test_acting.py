@@ -1,4 +1,4 @@
-"""Acting without ``predict``: the same actions from the same random numbers, and who has to take SB3's way."""
+"""Acting without ``predict``: the same actions from the same random numbers, and what falls back to ``predict``."""
 
 from pathlib import Path
 from typing import Any
@@ -6,29 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
 
 from sb3_softac import SoftAC, SoftACPolicy
-from sb3_softac.acting import DirectActor
-from tests.helpers import SMALL, RandomDiscreteEnv, RandomEnv, fill_buffer, make_model
-
-
-class MatrixEnv(RandomEnv):
-    """Actions (2, 3), observations in float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(-1.0, 1.0, (4,), np.float64)
-        self.action_space = spaces.Box(-3.0, 1.0, (2, 3), np.float32)
-
-    def _observe(self) -> np.ndarray[Any, Any]:
-        return self.np_random.uniform(-1.0, 1.0, 4)
-
+from sb3_softac.collect import DirectActor
+from tests.helpers import SMALL, MatrixEnv, RandomDiscreteEnv, RandomEnv, fill_buffer, make_model, quick_model
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -57,11 +44,11 @@ def sample_both_ways(model: SoftAC) -> list[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_actions_are_those_of_sb3s_way(case: str) -> None:
+def test_the_actions_are_those_of_predict(case: str) -> None:
     """Also after training, which changes the weights in place."""
     model = make_model(learning_starts=5, batch_size=8, **CASES[case])
     model.learn(5 * model.n_envs)
-    assert model._direct_actor is not None
+    assert model._runtime.actor is not None
     for _ in range(3):
         direct, usual = sample_both_ways(model)
         for ours, theirs in zip(direct, usual, strict=True):
@@ -76,7 +63,7 @@ def test_the_actions_are_those_of_sb3s_way(case: str) -> None:
 def test_observations_that_are_views_or_read_only() -> None:
     """What a wrapper may return; a warning would fail the test."""
     model = make_model(learning_starts=5, batch_size=8).learn(10)
-    actor = model._direct_actor
+    actor = model._runtime.actor
     assert isinstance(actor, DirectActor)
     plain = np.arange(4, dtype=np.float32).reshape(1, 4)
     frozen, reversed_view = plain.copy(), plain[:, ::-1].copy()[:, ::-1]
@@ -115,34 +102,34 @@ def test_weights_that_were_loaded_act(tmp_path: Path) -> None:
     np.testing.assert_allclose(direct[0], usual[0], atol=2e-6)
 
 
-class OwnPolicy(SoftACPolicy):
+class UserPolicy(SoftACPolicy):
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         return th.zeros(len(observation), 2)
 
 
-class OwnPredict(SoftAC):
+class UserPredict(SoftAC):
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
         return np.ones((1, 2), np.float32), None
 
 
-def test_what_takes_sb3s_way() -> None:
+def test_what_falls_back_to_predict() -> None:
     image: Any = FakeImageEnv(36, 36, discrete=False)
     models: dict[str, SoftAC] = {
         "gSDE": make_model(use_sde=True),
         "images": SoftAC("CnnPolicy", image, buffer_size=100, policy_kwargs=dict(SMALL), device="cpu"),
         "dict": SoftAC("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), buffer_size=100, device="cpu"),
         "another activation": make_model(policy_kwargs={**SMALL, "activation_fn": th.nn.LeakyReLU}),
-        "an own policy": SoftAC(OwnPolicy, RandomEnv(), buffer_size=100, device="cpu"),
-        "an own predict": OwnPredict("MlpPolicy", RandomEnv(), buffer_size=100, device="cpu"),
+        "a user-defined policy": SoftAC(UserPolicy, RandomEnv(), buffer_size=100, device="cpu"),
+        "a user-defined predict": UserPredict("MlpPolicy", RandomEnv(), buffer_size=100, device="cpu"),
         "one-hot observations": SoftAC("MlpPolicy", "FrozenLake-v1", buffer_size=100, device="cpu"),
     }
     for name, model in models.items():
         model.learning_starts, model.random_steps = 1000, 0
         model.learn(3)
-        assert model._direct_actor is None, name
+        assert model._runtime.actor is None, name
     model = make_model(learning_starts=1000, random_steps=0)
     model.actor.mu.register_forward_hook(lambda *_: None)
-    assert model.learn(3)._direct_actor is None
+    assert model.learn(3)._runtime.actor is None
 
 
 def test_a_policy_that_is_exchanged_meanwhile() -> None:
@@ -150,7 +137,7 @@ def test_a_policy_that_is_exchanged_meanwhile() -> None:
     model.policy = make_model(seed=9).policy
     model.policy.set_training_mode(False)
     direct, usual = sample_both_ways(model)
-    np.testing.assert_array_equal(direct[0], usual[0])
+    np.testing.assert_allclose(direct[0], usual[0], atol=2e-6)
 
 
 def test_several_environments_get_different_actions() -> None:
@@ -158,3 +145,28 @@ def test_several_environments_get_different_actions() -> None:
     action, buffer_action = model._sample_action(0, n_envs=3)
     assert action.shape == buffer_action.shape == (3, 2)
     assert len(np.unique(buffer_action[:, 0])) == 3
+
+
+CHANGES: dict[str, Any] = {
+    "parametrisation": lambda actor: nn.utils.parametrizations.spectral_norm(actor.mu),
+    "forward of a layer": lambda actor: setattr(actor.mu, "forward", lambda x: th.full((len(x), 1), 0.25)),
+    "forward of the actor": lambda actor: setattr(
+        actor, "forward", lambda obs, deterministic=False: th.full((len(obs), 1), 0.25)
+    ),
+    "hidden layers": lambda actor: setattr(actor, "latent_pi", nn.Sequential(nn.Linear(3, 8), nn.Tanh())),
+    "features extractor": lambda actor: setattr(actor.features_extractor, "forward", lambda obs: 2 * obs),
+    "hook": lambda actor: actor.mu.register_forward_hook(lambda module, inputs, output: output * 0 + 0.25),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_learning_acts_as_predict_does_after_a_change(change: str) -> None:
+    policy_kwargs = {"net_arch": [8], "log_std_init": -19.0}
+    model = quick_model(learning_starts=0, random_steps=0, policy_kwargs=policy_kwargs).learn(5)
+    CHANGES[change](model.actor)
+    model.policy.set_training_mode(False)
+    th.manual_seed(1)
+    acted = model._sample_action(0, None, 1)[0]
+    th.manual_seed(1)
+    last_observation: Any = model._last_obs
+    np.testing.assert_allclose(acted, model.predict(last_observation)[0], atol=1e-6)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,25 @@ import pytest
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import SoftAC, SoftACPolicy
 from sb3_softac.update import LearnedTemperature
-from tests.helpers import OPTIONS, SMALL, RandomEnv, assert_same_parameters, fill_buffer, make_model, parameters_of
+from tests.helpers import (
+    OPTIONS,
+    SMALL,
+    CountingEnv,
+    RandomDiscreteEnv,
+    RandomEnv,
+    assert_same_parameters,
+    fill_buffer,
+    make_model,
+    parameters_of,
+    quick_model,
+)
 
 
 def seed_everything() -> None:
@@ -134,6 +147,24 @@ class TestFiles:
         assert path.read_bytes() == before
         assert len(list(tmp_path.iterdir())) == 1
 
+    def test_two_threads_save_to_one_path(self, tmp_path: Path) -> None:
+        model, errors = make_model(), []
+
+        def save() -> None:
+            try:
+                for _ in range(20):
+                    model.save(tmp_path / "model")
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=save) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert [file.name for file in tmp_path.iterdir()] == ["model.zip"]
+
     def test_include_and_exclude(self, tmp_path: Path) -> None:
         model = make_model(learning_starts=123)
         model.save(tmp_path / "model.zip", exclude=["learning_starts"])
@@ -199,6 +230,14 @@ class TestReplayBuffer:
             model.load_replay_buffer(tmp_path / "buffer.pkl")
         assert model.replay_buffer is before
 
+    def test_a_buffer_of_another_number_of_environments_is_refused(self, tmp_path: Path) -> None:
+        quick_model(CountingEnv(5)).learn(20).save_replay_buffer(tmp_path / "buffer")
+        four = quick_model(make_vec_env(lambda: CountingEnv(5), 4))
+        before = four.replay_buffer
+        with pytest.raises(ValueError, match="for 1 environments, but the model has 4"):
+            four.load_replay_buffer(tmp_path / "buffer")
+        assert four.replay_buffer is before
+
 
 class TestReplacedArguments:
     def test_learning_rates(self, tmp_path: Path) -> None:
@@ -221,6 +260,14 @@ class TestReplacedArguments:
         loaded = SoftAC.load(tmp_path / "model.zip", target_entropy=-0.5, ent_coef_max=2.0)
         assert loaded.target_entropy == -0.5
         assert loaded.temperature.maximum == 2.0
+
+    def test_a_target_entropy_asked_for_is_taken(self, tmp_path: Path) -> None:
+        """Also one that equals the saved automatic one, beside a scale that the file has."""
+        model = make_model(env=RandomDiscreteEnv(2), target_entropy_scale=0.98)
+        model.save(tmp_path / "model.zip")
+        loaded = SoftAC.load(tmp_path / "model.zip", target_entropy=model.target_entropy)
+        assert isinstance(loaded.temperature, LearnedTemperature)
+        assert loaded.temperature.target_entropy == pytest.approx(0.98 * np.log(2))
 
     @pytest.mark.parametrize("update", ["dual", "log"])
     @pytest.mark.parametrize(("alpha", "expected"), [(0.05, 0.05), (5.0, 0.5)])
@@ -387,3 +434,17 @@ def test_action_noise_and_counters_are_saved(tmp_path: Path) -> None:
     loaded.replay_buffer = model.replay_buffer
     loaded.learn(7, reset_num_timesteps=False)
     assert loaded.num_timesteps == 30
+
+
+def test_a_copy_with_hindsight_trains() -> None:
+    env = CountingEnv(10, goals=True)
+    model = quick_model(env, "MultiInputPolicy", learning_starts=20, replay_buffer_class=HerReplayBuffer).learn(30)
+    copied = copy.deepcopy(model).learn(30, reset_num_timesteps=False)
+    assert copied._n_updates == 40
+
+
+def test_an_empty_buffer_of_a_trained_model_is_warned_of(tmp_path: Path) -> None:
+    quick_model(RandomEnv()).learn(20).save(tmp_path / "model.zip")
+    loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
+    with pytest.warns(UserWarning, match="replay buffer of this trained model is empty"):
+        loaded.learn(5, reset_num_timesteps=False)

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
-from sb3_softac.distributions import SquashedGaussian, SquashedStateDependentNoise, log_det_tanh, squashed_log_density
+from sb3_softac.networks.distributions import SquashedGaussian, SquashedStateDependentNoise, log_det_tanh, squashed_log_density
 from tests.helpers import InjectedNoise
 
 

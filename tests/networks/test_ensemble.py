@@ -1,5 +1,6 @@
-"""The stacked networks against one network per member."""
+"""Ensembles against networks that are evaluated one after the other."""
 
+import functools
 import math
 
 import pytest
@@ -7,17 +8,19 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_softac.networks import StackedLayerNorm, StackedLinear, StackedMLP, initialise, scale_outputs
+from sb3_softac.networks import MLP
+from sb3_softac.networks.critics import Ensemble
+from sb3_softac.networks.ensemble import EnsembleLayerNorm, EnsembleLinear, initialise, scale_outputs
 
 
-def evaluate_member(mlp: StackedMLP, member: int, inputs: th.Tensor) -> th.Tensor:
-    """One member, layer by layer, with PyTorch's own functions."""
+def evaluate(mlp: Ensemble, index: int, inputs: th.Tensor) -> th.Tensor:
+    """One of the networks, layer by layer, with PyTorch's own functions."""
     hidden = inputs
     for layer in [*mlp.hidden, mlp.output]:
-        if isinstance(layer, StackedLinear):
-            hidden = F.linear(hidden, layer.weight[member].T, layer.bias[member, 0])
-        elif isinstance(layer, StackedLayerNorm):
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.weight[member, 0], layer.bias[member, 0])
+        if isinstance(layer, EnsembleLinear):
+            hidden = F.linear(hidden, layer.weight[index].T, layer.bias[index, 0])
+        elif isinstance(layer, EnsembleLayerNorm):
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.weight[index, 0], layer.bias[index, 0])
         else:
             hidden = layer(hidden)
     return hidden
@@ -25,23 +28,23 @@ def evaluate_member(mlp: StackedMLP, member: int, inputs: th.Tensor) -> th.Tenso
 
 @pytest.mark.parametrize("net_arch", [[], [8], [16, 8]])
 @pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize(("n_members", "n_outputs"), [(1, 1), (3, 1), (3, 4)])
-def test_members_are_independent_networks(net_arch: list[int], layer_norm: bool, n_members: int, n_outputs: int) -> None:
-    mlp = StackedMLP(n_members, 5, net_arch, nn.Tanh, layer_norm, n_outputs=n_outputs)
+@pytest.mark.parametrize(("n_networks", "n_outputs"), [(1, 1), (3, 1), (3, 4)])
+def test_the_networks_are_independent(net_arch: list[int], layer_norm: bool, n_networks: int, n_outputs: int) -> None:
+    mlp = Ensemble(n_networks, 5, net_arch, nn.Tanh, functools.partial(MLP, layer_norm=layer_norm), n_outputs)
     with th.no_grad():
         for parameter in mlp.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
     inputs = th.randn(7, 5)
-    expected = th.stack([evaluate_member(mlp, i, inputs) for i in range(n_members)])
-    assert expected.shape == (n_members, 7, n_outputs)
+    expected = th.stack([evaluate(mlp, i, inputs) for i in range(n_networks)])
+    assert expected.shape == (n_networks, 7, n_outputs)
     th.testing.assert_close(mlp(inputs), expected)
-    chosen = th.tensor([n_members - 1, 0])
+    chosen = th.tensor([n_networks - 1, 0])
     th.testing.assert_close(mlp(inputs, chosen), expected[chosen])
     th.testing.assert_close(mlp(inputs, slice(0, 1)), expected[:1])
 
 
-def test_members_start_as_linear_layers_do() -> None:
-    layer = StackedLinear(500, 16, 16)
+def test_the_networks_start_as_linear_layers_do() -> None:
+    layer = EnsembleLinear(500, 16, 16)
     bound = 1 / math.sqrt(16)
     for parameter in (layer.weight, layer.bias):
         assert parameter.abs().max() <= bound
@@ -49,8 +52,8 @@ def test_members_start_as_linear_layers_do() -> None:
     assert not th.equal(layer.weight[0], layer.weight[1])
 
 
-def test_dropout_is_drawn_for_each_member_and_only_in_training() -> None:
-    mlp = StackedMLP(2, 4, [256], nn.ReLU, dropout_rate=0.5)
+def test_dropout_is_drawn_for_each_network_and_only_in_training() -> None:
+    mlp = Ensemble(2, 4, [256], nn.ReLU, functools.partial(MLP, dropout_rate=0.5))
     inputs = th.randn(1, 4)
     assert not th.equal(mlp(inputs), mlp(inputs))
     dropped = mlp.hidden[1](th.ones(2, 1, 256))
@@ -60,10 +63,10 @@ def test_dropout_is_drawn_for_each_member_and_only_in_training() -> None:
 
 
 def test_orthogonal() -> None:
-    mlp, gain = StackedMLP(3, 6, [6], nn.ReLU), 2.0
+    mlp, gain = Ensemble(3, 6, [6], nn.ReLU), 2.0
     initialise(mlp, "orthogonal", gain)
     first = mlp.hidden[0]
-    assert isinstance(first, StackedLinear)
+    assert isinstance(first, EnsembleLinear)
     for weight in first.weight:
         th.testing.assert_close(weight @ weight.T, gain**2 * th.eye(6), atol=1e-5, rtol=0.0)
     assert not th.equal(first.weight[0], first.weight[1])

@@ -11,7 +11,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftACPolicy
-from sb3_softac.networks import StackedLayerNorm, StackedLinear
+from sb3_softac.networks.ensemble import Dropout, EnsembleLayerNorm, EnsembleLinear
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (5,))
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
@@ -110,7 +110,7 @@ def test_gsde_starts_at_log_std_init() -> None:
 
 
 def linear_sizes(module: nn.Module) -> list[int]:
-    return [layer.weight.shape[-1] for layer in module.modules() if isinstance(layer, StackedLinear)]
+    return [layer.weight.shape[-1] for layer in module.modules() if isinstance(layer, EnsembleLinear)]
 
 
 def test_net_arch() -> None:
@@ -131,10 +131,10 @@ def test_the_value_network_has_the_critics_architecture_by_default() -> None:
 def test_layer_norm_and_dropout_are_in_the_critics_only() -> None:
     policy = make_policy(layer_norm=True, dropout_rate=0.3, value_network=True)
     kinds = [type(layer) for layer in policy.critic.q_networks.hidden]
-    assert kinds == [StackedLinear, nn.Dropout, StackedLayerNorm, nn.ReLU] * 2
+    assert kinds == [EnsembleLinear, Dropout, EnsembleLayerNorm, nn.ReLU] * 2
     assert policy.critic.q_networks.hidden[1].p == 0.3
     others = [*policy.actor.modules(), *(policy.value_net or policy.actor).modules()]
-    assert not any(isinstance(layer, nn.Dropout | StackedLayerNorm) for layer in others)
+    assert not any(isinstance(layer, nn.Dropout | EnsembleLayerNorm) for layer in others)
 
 
 def test_target_critics_keep_their_dropout() -> None:
@@ -149,7 +149,7 @@ def test_target_critics_keep_their_dropout() -> None:
 
 
 def test_the_mode_reaches_all_networks_but_the_targets() -> None:
-    """Also a part that somebody has put in place since, and was in another mode than the rest."""
+    """Also a part that a user has replaced since, and that was in another mode than the rest."""
     policy = make_policy(value_network=True, dropout_rate=0.5)
     assert policy.value_net is not None
     assert policy.value_net_target is not None

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch as th
 
-from sb3_softac import losses
+from sb3_softac.update import losses
 
 N, B = 3, 7
 GENERATOR = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
-from sb3_softac.temperature import (
+from sb3_softac.update.temperature import (
     DualTemperature,
     ExpTemperature,
     FixedTemperature,
@@ -37,7 +37,7 @@ def test_one_dual_step_by_hand() -> None:
 
 @pytest.mark.parametrize(("update", "gradient"), [("log", 1.5), ("exp", 0.5 * 1.5)])
 def test_one_step_of_log_and_exp_by_hand(update: Any, gradient: float) -> None:
-    """Adam's first step is λ g / (|g| + 1e-8) whatever the gradient, so its moments show the gradient itself."""
+    """Adam's first step is λ g / (|g| + 1e-8) whatever the gradient, so its ``exp_avg`` shows the gradient itself."""
     temperature = learned(update, "auto_0.5")
     temperature.update(th.tensor([0.5, -1.5]))
     assert temperature.value.item() == pytest.approx(0.5 * math.exp(-RATE), rel=1e-6)
