@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from sb3_softac import engine
+from sb3_softac.engine import engine
 from tests.helpers import fill_buffer, make_model
 
 PROGRAM = """
 import ctypes
 from pathlib import Path
-from sb3_softac.memory import keep_freed_memory
+from sb3_softac.engine.allocator import keep_freed_memory
 
 def heap():
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]

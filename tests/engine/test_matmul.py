@@ -1,5 +1,6 @@
-"""Products by oneDNN against PyTorch's own, with their gradients; and that networks and compiled steps use them."""
+"""Matmuls by oneDNN against PyTorch's own, with their gradients; and that networks and compiled steps use them."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +9,32 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_softac import products
-from sb3_softac.networks import Perceptron, StackedMLP
-from tests.helpers import fill_buffer, make_model, needs_compiler
-from tests.test_engine import assert_close, restart_generators
+from sb3_softac.engine import matmul
+from sb3_softac.networks.critics import Ensemble
+from sb3_softac.networks.encoders import MLP
+from tests.helpers import assert_close, fill_buffer, make_model, needs_compiler, restart_generators
 
 pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="needs oneDNN")  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
-    monkeypatch.setattr(products, "LARGE_NETWORK", products.LARGE)  # small ones will do
+    monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr(matmul, "LARGE_NETWORK", matmul.LARGE)  # small ones will do
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the results that oneDNN computes."""
     shapes: list[tuple[int, ...]] = []
-    by_onednn = products._linear
+    by_onednn = matmul._linear
 
     def watched(*args: Any, **kwargs: Any) -> th.Tensor:
         result = by_onednn(*args, **kwargs)
         shapes.append(tuple(result.shape))
         return result
 
-    monkeypatch.setattr(products, "_linear", watched)
+    monkeypatch.setattr(matmul, "_linear", watched)
     return shapes
 
 
@@ -42,14 +43,14 @@ def assert_near(ours: th.Tensor, reference: th.Tensor) -> None:
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("transposed", [False, True], ids=["as stacked", "as nn.Linear"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["as an ensemble", "as nn.Linear"])
 @pytest.mark.parametrize(
     ("n", "rows", "inner", "columns"), [(2, 128, 120, 130), (3, 200, 256, 100), (1, 256, 300, 400), (2, 256, 23, 256)]
 )
 def test_values_and_gradients_of_first_and_second_order(
     n: int, rows: int, inner: int, columns: int, transposed: bool, relu: bool, calls: list[tuple[int, ...]]
 ) -> None:
-    """The members have inputs of their own, or, with fewer columns, the same, as in the first layer of an ensemble."""
+    """The networks have inputs of their own, or, with fewer columns, the same, as in the first layer of an ensemble."""
     th.manual_seed(0)
     shared = inner < columns
     inputs = [th.randn(rows, inner) for _ in range(1 if shared else n)]
@@ -58,12 +59,12 @@ def test_values_and_gradients_of_first_and_second_order(
     results: list[list[th.Tensor]] = []
     for dtype in (th.float64, th.float32):
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (weight, bias, *inputs)]
-        members = leaves[2:] * (n if shared else 1)
+        of_each = leaves[2:] * (n if shared else 1)
         if dtype == th.float64:
-            values = (th.stack(members) @ leaves[0] + leaves[1]).unbind()
+            values = (th.stack(of_each) @ leaves[0] + leaves[1]).unbind()
             values = tuple(value.relu() for value in values) if relu else values
         else:
-            values = tuple(products.linear(members, leaves[0], leaves[1], relu))
+            values = tuple(matmul.linear(of_each, leaves[0], leaves[1], relu))
         stacked = th.stack(tuple(values))
         first = th.autograd.grad(stacked.tanh().sum(), leaves, create_graph=True)
         plain = th.autograd.grad(stacked.tanh().sum(), leaves, retain_graph=True)
@@ -77,7 +78,7 @@ def test_values_and_gradients_of_first_and_second_order(
 def test_only_gradients_that_are_asked_for_are_computed(calls: list[tuple[int, ...]]) -> None:
     weight, bias = th.randn(2, 128, 256, requires_grad=True), th.randn(2, 1, 256, requires_grad=True)
     inputs = th.randn(100, 128, requires_grad=True)
-    loss = th.stack(tuple(products.linear([inputs, inputs], weight, bias))).square().sum()
+    loss = th.stack(tuple(matmul.linear([inputs, inputs], weight, bias))).square().sum()
     calls.clear()
     th.autograd.grad(loss, [inputs], retain_graph=True)
     assert calls == [(100, 128)] * 2
@@ -91,16 +92,22 @@ def test_only_gradients_that_are_asked_for_are_computed(calls: list[tuple[int, .
     assert weight.grad is not None
 
 
+def ensemble(
+    n_networks: int, in_features: int, net_arch: list[int], activation_fn: Any = nn.ReLU, n_outputs: int = 1, **options: Any
+) -> Ensemble:
+    return Ensemble(n_networks, in_features, net_arch, activation_fn, functools.partial(MLP, **options), n_outputs)
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"activation_fn": nn.Tanh}, {"layer_norm": True}, {"n_outputs": 5}])
-@pytest.mark.parametrize("members", [None, slice(0, 1), th.tensor([2, 0])], ids=["all", "slice", "indices"])
-def test_an_ensemble_computes_the_same(kwargs: dict[str, Any], members: Any, calls: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("indices", [None, slice(0, 1), th.tensor([2, 0])], ids=["all", "slice", "indices"])
+def test_an_ensemble_computes_the_same(kwargs: dict[str, Any], indices: Any, calls: list[tuple[int, ...]]) -> None:
     th.manual_seed(0)
-    network = StackedMLP(3, 23, [128, 128], **{"activation_fn": nn.ReLU, **kwargs})
+    network = ensemble(3, 23, [128, 128], **kwargs)
     inputs = th.randn(200, 23, requires_grad=True)
-    reference = StackedMLP(3, 23, [128, 128], **{"activation_fn": nn.ReLU, **kwargs}).double()
+    reference = ensemble(3, 23, [128, 128], **kwargs).double()
     reference.load_state_dict(network.state_dict())
     wide = inputs.detach().double().requires_grad_()
-    ours, theirs = network(inputs, members), reference(wide, members)
+    ours, theirs = network(inputs, indices), reference(wide, indices)
     assert len(calls) == len(ours)  # the second layer is large
     assert_near(ours, theirs)
     leaves, references = [inputs, *network.parameters()], [wide, *reference.parameters()]
@@ -108,9 +115,9 @@ def test_an_ensemble_computes_the_same(kwargs: dict[str, Any], members: Any, cal
         assert_near(left, right)
 
 
-def test_an_ensemble_with_dropout_has_masks_of_its_own_for_each_member(calls: list[tuple[int, ...]]) -> None:
+def test_dropout_has_other_masks_in_each_network_of_an_ensemble(calls: list[tuple[int, ...]]) -> None:
     th.manual_seed(0)
-    network = StackedMLP(2, 128, [256], nn.ReLU, dropout_rate=0.3)
+    network = ensemble(2, 128, [256], dropout_rate=0.3)
     for parameter in network.parameters():
         parameter.data[1] = parameter.data[0]
     inputs = th.randn(2000, 128)
@@ -127,9 +134,9 @@ def test_an_ensemble_with_dropout_has_masks_of_its_own_for_each_member(calls: li
 
 
 @pytest.mark.parametrize("activation_fn", [nn.ReLU, nn.Tanh])
-def test_a_perceptron_computes_the_same(activation_fn: type[nn.Module], calls: list[tuple[int, ...]]) -> None:
+def test_an_mlp_computes_the_same(activation_fn: type[nn.Module], calls: list[tuple[int, ...]]) -> None:
     th.manual_seed(0)
-    layers = Perceptron(nn.Linear(23, 128), activation_fn(), nn.Linear(128, 256), activation_fn())
+    layers = MLP(23, [128, 256], activation_fn)
     inputs = th.randn(100, 23, requires_grad=True)
     leaves = [inputs, *layers.parameters()]
     ours, theirs = layers(inputs), nn.Sequential(*layers)(inputs)
@@ -143,9 +150,10 @@ def test_a_perceptron_computes_the_same(activation_fn: type[nn.Module], calls: l
 @pytest.mark.parametrize("how", ["forward", "forward_pre", "full_backward", "full_backward_pre", "everywhere"])
 def test_layers_with_hooks_are_called(how: str, calls: list[tuple[int, ...]]) -> None:
     seen: list[bool] = []
-    for network in (StackedMLP(2, 128, [256], nn.ReLU), Perceptron(nn.Linear(128, 256), nn.ReLU())):
+    networks: list[Any] = [ensemble(2, 128, [256]), MLP(128, [256])]
+    for network in networks:
         inputs = th.randn(100, 128, requires_grad=True)
-        layer: Any = network.hidden[0] if isinstance(network, StackedMLP) else network[0]
+        layer: Any = network.hidden[0] if isinstance(network, Ensemble) else network[0]
         register = getattr(layer, f"register_{how}_hook", nn.modules.module.register_module_forward_hook)
         handle = register(lambda module, *_, layer=layer: seen.append(module is layer))
         network(inputs).sum().backward()
@@ -163,14 +171,16 @@ def test_what_is_not_a_plain_large_layer_is_left_to_pytorch(calls: list[tuple[in
         def forward(self, values: th.Tensor) -> th.Tensor:
             return 2.0 * super().forward(values)
 
-    network, layers, inputs = StackedMLP(2, 128, [256], nn.ReLU), Perceptron(nn.Linear(128, 256)), th.randn(100, 128)
+    network, layers, inputs = ensemble(2, 128, [256]), MLP(128, [256], nn.Identity), th.randn(100, 128)
     layers(inputs[0]), layers(inputs.expand(3, 100, 128)), network(inputs[:40])
     network.double()(inputs.double())
     network.float()
     doubled = Doubled(128, 256)
+    with_doubled, without_bias = MLP(128, [256], nn.Identity), MLP(128, [256], nn.Identity)
+    with_doubled[0], without_bias[0] = doubled, nn.Linear(128, 256, bias=False)
     expected = 2.0 * nn.functional.linear(inputs, doubled.weight, doubled.bias)
-    th.testing.assert_close(Perceptron(doubled)(inputs), expected)
-    assert Perceptron(nn.Linear(128, 256, bias=False))(inputs).shape == (100, 256)
+    th.testing.assert_close(with_doubled(inputs), expected)
+    assert without_bias(inputs).shape == (100, 256)
     with th.autocast("cpu"):
         assert network(inputs).shape == (2, 100, 1)
         assert layers(inputs).dtype == th.bfloat16
@@ -180,16 +190,16 @@ def test_what_is_not_a_plain_large_layer_is_left_to_pytorch(calls: list[tuple[in
     assert calls
 
 
-def test_line_by_line_only_large_networks_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_eager_mode_only_large_networks_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", True)
-    assert not products.worth_onednn(th.zeros(64, 256), 256 * 256)
-    assert products.worth_onednn(th.zeros(256, 256), 256 * 256)
+    monkeypatch.setattr(matmul, "ONEDNN_IS_FASTER", True)
+    assert not matmul.worth_onednn(th.zeros(64, 256), 256 * 256)
+    assert matmul.worth_onednn(th.zeros(256, 256), 256 * 256)
 
 
 def test_nothing_hides_a_nan(calls: list[tuple[int, ...]]) -> None:
     """oneDNN's own ReLU would make it 0."""
-    network, layers, inputs = StackedMLP(2, 128, [256], nn.ReLU), Perceptron(nn.Linear(128, 256), nn.ReLU()), th.ones(100, 128)
+    network, layers, inputs = ensemble(2, 128, [256]), MLP(128, [256]), th.ones(100, 128)
     with th.no_grad():
         next(network.parameters())[1, 3, 4] = np.nan
         next(layers.parameters())[3, 4] = np.nan
@@ -200,6 +210,7 @@ def test_nothing_hides_a_nan(calls: list[tuple[int, ...]]) -> None:
 
 def test_what_is_added_need_not_be_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it has as many numbers as there are columns."""
+    assert matmul.has_operator()
     graph = th.fx.Graph()
     left, right = th.randn(128, 128), th.randn(128, 128)
     added = {"a row": th.randn(1, 128), "a column": th.randn(128, 1), "a vector": th.randn(128), "all": th.randn(128, 128)}
@@ -210,7 +221,7 @@ def test_what_is_added_need_not_be_a_bias(monkeypatch: pytest.MonkeyPatch) -> No
     for result in results:
         result.meta["val"] = left
     graph.output(results)
-    products.replace_large_products(graph)
+    matmul.replace_large_products(graph)
     targets = [node.target for node in graph.nodes]
     assert targets.count(th.ops.sb3_softac.linear.default) == 4
     assert targets.count(th.ops.aten.add.Tensor) == 2
@@ -232,16 +243,16 @@ def test_what_is_added_need_not_be_a_bias(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_a_compiled_step_uses_them(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """The same training as line by line; ten large products and more in each step."""
+    """The same training as in eager mode; ten large matmuls and more in each step."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cached graph would not be looked through again
     counts: list[int] = []
-    replace = products.replace_large_products
+    replace = matmul.replace_large_products
 
     def count(graph: th.fx.Graph) -> None:
         replace(graph)
         counts.append(sum(str(node.target).startswith("sb3_softac.") for node in graph.nodes))
 
-    monkeypatch.setattr(products, "replace_large_products", count)
+    monkeypatch.setattr(matmul, "replace_large_products", count)
     arguments: dict[str, Any] = {"policy_kwargs": {"net_arch": [128, 128]}, **kwargs}
     models = [make_model(compile=compile, **arguments) for compile in (True, False)]
     for model in models:
@@ -261,10 +272,10 @@ def test_it_is_for_one_kind_of_processor_and_can_be_switched_off(monkeypatch: py
     monkeypatch.setattr(Path, "exists", lambda _path: True)
     monkeypatch.setattr(Path, "read_text", lambda _path: processor["vendor"])
     monkeypatch.delenv("SB3_SOFTAC_NO_ONEDNN", raising=False)
-    assert products._onednn_is_faster()
+    assert matmul._onednn_is_faster()
     for name, other in (("vendor", "vendor_id : GenuineIntel"), ("capability", "AVX2")):
         with monkeypatch.context() as patch:
             patch.setitem(processor, name, other)
-            assert not products._onednn_is_faster()
+            assert not matmul._onednn_is_faster()
     monkeypatch.setenv("SB3_SOFTAC_NO_ONEDNN", "1")
-    assert not products._onednn_is_faster()
+    assert not matmul._onednn_is_faster()

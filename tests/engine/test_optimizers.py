@@ -7,10 +7,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_softac import optimizers
-from sb3_softac.optimizers import TensorOptimizers
-from tests.helpers import fill_buffer, make_model, parameters_of
-from tests.test_engine import restart_generators
+from sb3_softac.engine import optimizers
+from sb3_softac.engine.optimizers import TensorOptimizers
+from tests.helpers import fill_buffer, make_model, parameters_of, restart_generators
 
 MAKERS: dict[str, Any] = {
     "Adam": lambda parameters: th.optim.Adam(parameters, lr=0.1, fused=True),
@@ -38,19 +37,19 @@ def gradients(step: int) -> list[th.Tensor | None]:
 @pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_steps_are_those_of_the_optimizer(name: str, mode: Any) -> None:
-    """Also after its rate has changed, and back and forth between both; line by line bit for bit."""
+    """Also after its learning rate has changed, and back and forth between both; in eager mode bit for bit."""
     # What is compiled computes the corrections of the biases in float32, of which little is left in the first steps.
     tolerance = {"eager": 0.0, "compiled": 3e-5, "captured": 1e-6}[mode]
     ours, theirs = parameters(), parameters()
     own, reference = MAKERS[name](ours), MAKERS[name](theirs)
     for optimizer in (own, reference):
         optimizers.step(optimizer, gradients(0))
-    assert TensorOptimizers.can_replace(own)
+    assert optimizers.can_replace(own)
     tensors = TensorOptimizers([own], mode)
     for step in range(1, 9):
         for optimizer in (own, reference):
             optimizer.param_groups[0]["lr"] = 0.1 / step
-        assert tensors.current([own])
+        assert tensors.follow([own])
         optimizers.step(reference, gradients(step))
         (optimizers.step if step == 4 else tensors)(own, gradients(step))
         for left, right in zip(ours, theirs, strict=True):
@@ -71,43 +70,61 @@ def test_the_steps_are_those_of_the_optimizer(name: str, mode: Any) -> None:
     ],
 )
 def test_others_are_not_replaced(name: str, optimizer: Any) -> None:
-    assert not TensorOptimizers.can_replace(optimizer(parameters()))
+    assert not optimizers.can_replace(optimizer(parameters()))
 
 
-def test_one_that_is_followed_is_not_replaced() -> None:
+def test_one_with_hooks_is_not_replaced() -> None:
     optimizer = th.optim.Adam(parameters())
     optimizer.register_step_post_hook(lambda *_: None)
-    assert not TensorOptimizers.can_replace(optimizer)
+    assert not optimizers.can_replace(optimizer)
 
 
 def test_it_notices_what_it_cannot_follow() -> None:
     optimizer = th.optim.Adam(parameters())
     optimizers.step(optimizer, gradients(0))
     tensors = TensorOptimizers([optimizer], "eager")
-    assert tensors.current([optimizer])
+    assert tensors.follow([optimizer])
     optimizer.param_groups[0]["betas"] = (0.8, 0.9)
-    assert not tensors.current([optimizer])
+    assert not tensors.follow([optimizer])
     optimizer.param_groups[0]["betas"] = (0.9, 0.999)
-    assert tensors.current([optimizer])
+    assert tensors.follow([optimizer])
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert not tensors.current([optimizer])
+    assert not tensors.follow([optimizer])
     tensors = TensorOptimizers([optimizer], "eager")
-    assert tensors.current([optimizer])
-    assert not tensors.current([th.optim.Adam(optimizer.param_groups[0]["params"])])
+    assert tensors.follow([optimizer])
+    assert not tensors.follow([th.optim.Adam(optimizer.param_groups[0]["params"])])
     optimizer.register_step_post_hook(lambda *_: None)
-    assert not tensors.current([optimizer])
+    assert not tensors.follow([optimizer])
     with pytest.raises(RuntimeError, match="none of the optimizers that were expected"):
         tensors(th.optim.SGD(parameters(), lr=0.1), gradients(1))
     tensors = TensorOptimizers([optimizer], "eager")
     optimizer.state.clear()
-    assert not tensors.current([optimizer])
+    assert not tensors.follow([optimizer])
 
 
-def test_a_gradient_that_comes_later_has_no_state() -> None:
+@pytest.mark.parametrize("mode", ["compiled", "captured"])
+def test_a_gradient_that_comes_later_is_refused_by_a_graph(mode: Any) -> None:
+    """PyTorch's optimizer would create a state for it, which no graph knows."""
     optimizer = th.optim.Adam(parameters(), fused=True)
     optimizers.step(optimizer, gradients(0))
     with pytest.raises(RuntimeError, match="a parameter that it had not reached in the first step"):
-        TensorOptimizers([optimizer], "eager")(optimizer, [th.ones(3, 2), th.ones(2), th.ones(4)])
+        TensorOptimizers([optimizer], mode)(optimizer, [th.ones(3, 2), th.ones(2), th.ones(4)])
+
+
+def test_a_gradient_that_comes_later_is_left_to_the_optimizer_in_eager_mode() -> None:
+    """Bit for bit PyTorch's own step; the states are then looked at again."""
+    ours, theirs = parameters(), parameters()
+    own, reference = (th.optim.Adam(each, lr=0.1, fused=True) for each in (ours, theirs))
+    for optimizer in (own, reference):
+        optimizers.step(optimizer, gradients(0))
+    tensors = TensorOptimizers([own], "eager")
+    later = [th.ones(3, 2), th.ones(2), th.ones(4)]
+    tensors(own, later)
+    optimizers.step(reference, later)
+    assert all(map(th.equal, ours, theirs))
+    assert len(own.state) == 3
+    assert not tensors.follow([own])
+    assert TensorOptimizers([own], "eager").follow([own])
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 100.0])
