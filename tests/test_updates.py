@@ -191,12 +191,15 @@ def test_one_step_equals_its_float64_derivation(
 class TestGradientsStayWhereTheyBelong:
     """Each loss leaves gradients in its own network alone; Spinning Up's code meant to freeze the critics, and did not."""
 
-    @pytest.mark.parametrize("actor_q", ["min", "mean", "first", "target_min"])
-    @pytest.mark.parametrize("loss", ["critic", "actor", "value_net"])
-    def test_no_loss_reaches_another_network(self, loss: str, actor_q: str) -> None:
-        value_network = actor_q != "target_min"
-        if loss == "value_net" and not value_network:
-            return
+    @pytest.mark.parametrize(
+        ("value_network", "actor_q", "loss"),
+        [
+            (value_network, actor_q, loss)
+            for value_network, actor_q in ARCHITECTURES
+            for loss in ("critic", "actor", "value_net")[: 2 + value_network]
+        ],
+    )
+    def test_no_loss_reaches_another_network(self, value_network: bool, actor_q: str, loss: str) -> None:
         model = make_model(value_network=value_network, actor_q=actor_q)
         fill_buffer(model)
         batch, alpha = model._sample_batch(16), model.temperature.value
@@ -207,7 +210,8 @@ class TestGradientsStayWhereTheyBelong:
             model._update_critics(batch, target)
         elif loss == "actor":
             model._update_actor(batch, policy, alpha)
-        elif model.value_net is not None:
+        else:
+            assert model.value_net is not None
             model._update_value_network(model.value_net, batch, policy, alpha)
         networks: Any = [model.actor, model.critic, model.critic_target, model.value_net, model.value_net_target]
         for network in [*networks, model.temperature]:
