@@ -41,6 +41,8 @@ def test_members_are_independent_networks(net_arch: list[int], layer_norm: bool,
 
 
 def test_members_start_as_linear_layers_do() -> None:
+    """Uniform in ±b with b = 1/√in, whose standard deviation is b/√3; that of 8,000 biases is exact to 0.5 %."""
+    th.manual_seed(0)
     layer = StackedLinear(500, 16, 16)
     bound = 1 / math.sqrt(16)
     for parameter in (layer.weight, layer.bias):
