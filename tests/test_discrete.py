@@ -87,7 +87,7 @@ def trained(env: Any, steps: int, **kwargs: Any) -> SoftAC:
 def test_the_policy_of_a_bandit_is_the_softmax_of_its_rewards(alpha: float, value_network: bool) -> None:
     """π ∝ exp(r/α), the maximum of E[r] + αH."""
     rewards = np.array([0.2, 1.0, 0.6, -0.5])
-    model = trained(Bandit(list(rewards)), 2000, ent_coef=alpha, value_network=value_network)
+    model = trained(Bandit(list(rewards)), 800, ent_coef=alpha, value_network=value_network)
     expected = np.exp(rewards / alpha) / np.exp(rewards / alpha).sum()
     with th.no_grad():
         probabilities = model.actor.log_probs(th.zeros(1, dtype=th.long)).exp().squeeze(0).numpy()
@@ -99,7 +99,7 @@ def test_two_states_reach_their_soft_fixed_point(value_network: bool) -> None:
     """Values against the closed form, and Q(s, a) = r + γV(s') with it; episodes that are cut do not change it."""
     alpha, gamma = 0.5, 0.8
     values, q_values = TwoStates.soft_fixed_point(alpha, gamma)
-    model = trained(TwoStates(), 4000, ent_coef=alpha, gamma=gamma, value_network=value_network)
+    model = trained(TwoStates(), 1500, ent_coef=alpha, gamma=gamma, value_network=value_network)
     states = th.arange(2)
     with th.no_grad():
         q = model.critic.q_values(states).amin(dim=0)

@@ -1,17 +1,21 @@
 """The documentation names things that exist, with the defaults that they have."""
 
+import builtins
+import importlib
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+from gymnasium import spaces
 
+import sb3_softac
 from sb3_softac import SoftAC, SoftACPolicy
 
 ROOT = Path(__file__).parent.parent
 README, ALGORITHM = (ROOT / "README.md").read_text(), (ROOT / "docs" / "algorithm.md").read_text()
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-PACKAGE = "\n".join(path.read_text() for path in (ROOT / "sb3_softac").rglob("*.py"))
 
 
 def table(heading: str) -> list[list[str]]:
@@ -25,16 +29,52 @@ def test_every_test_that_is_named_exists(name: str) -> None:
     assert re.search(rf"(def|class) {name}\b", TESTS)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(?:losses\.|SoftAC\.)?(_?[a-zA-Z]+(?:_\w+)+)`", ALGORITHM))))
-def test_every_function_and_option_that_is_named_exists(name: str) -> None:
-    assert re.search(rf"\b{name}\b", PACKAGE + TESTS) or name.endswith("_")
+def parameters_of(owner: type) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(owner.__init__).parameters)  # type: ignore[misc]  # a class of ours
+
+
+def is_defined(code: str) -> bool:
+    """Whether Python knows a name: an option of ours, an attribute or method of SoftAC, or a function or class of a module.
+
+    :param code: a name, ``owner.name`` with a module or class of the package, ``option=value``, or a call
+    """
+    owner, _, name = re.split(r"[=(]", code)[0].rpartition(".")
+    modules = [importlib.import_module(module.name) for module in pkgutil.walk_packages(sb3_softac.__path__, "sb3_softac.")]
+    if owner:
+        places = [module for module in modules if module.__name__.endswith(f".{owner}")]
+        return any(hasattr(place, name) for place in [*places, *(vars(module).get(owner) for module in modules)])
+    options = parameters_of(SoftAC).keys() | parameters_of(SoftACPolicy).keys()
+    if name.endswith("_"):  # short for a rate, in a list of them
+        return f"{name}learning_rate" in options
+    if "=" in code and "(" not in code:
+        return name in options
+    return name in options | SoftAC.__annotations__.keys() or any(
+        hasattr(place, name) for place in (SoftAC, *modules, spaces, builtins)
+    )
+
+
+@pytest.mark.parametrize("code", sorted(set(re.findall(r"`(?!test_|Test)([A-Za-z_][\w.]*(?:[=(][^`\n]*)?)`", ALGORITHM))))
+def test_every_function_and_option_that_is_named_exists(code: str) -> None:
+    """Against the classes and modules themselves: a comment, a string or a local variable defines nothing."""
+    assert is_defined(code)
+
+
+@pytest.mark.parametrize("code", ["loss", "losses.soft_values", "SoftAC._step", "SoftActor", "actor_p=1", "policy_", "stair"])
+def test_what_is_only_mentioned_does_not_exist(code: str) -> None:
+    """Words that the package contains, or nearly, without defining them."""
+    assert not is_defined(code)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+\.py)`", ALGORITHM))))
+def test_every_file_of_tests_that_is_named_exists(name: str) -> None:
+    assert list((ROOT / "tests").rglob(name))
 
 
 @pytest.mark.parametrize(
     ("heading", "owner"), [("## Options", SoftAC), ("`policy_kwargs` takes those of SB3's", SoftACPolicy)]
 )
 def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type) -> None:
-    parameters = inspect.signature(owner.__init__).parameters  # type: ignore[misc]  # a class of ours
+    parameters = parameters_of(owner)
     keyword_only = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     listed: set[str] = set()
     for options, defaults, *_ in table(heading):

@@ -1,4 +1,7 @@
-"""Probe environments whose soft values are known in closed form, learned with a fixed α through ``learn()``."""
+"""Probe environments whose soft values are known in closed form, learned with a fixed α through ``learn()``.
+
+The tolerances are three times the largest error of 20 seeds, or more.
+"""
 
 import math
 from collections.abc import Callable
@@ -79,7 +82,7 @@ def test_one_step_bandit(value_network: bool) -> None:
 @pytest.mark.parametrize("action_dim", [1, 2])
 def test_a_constant_reward_drives_the_entropy_to_its_maximum(action_dim: int) -> None:
     """The uniform distribution on [−1, 1]^A has A·log 2 nats; a squashed Gaussian comes within 0.01 A of it."""
-    model = trained(Chain(lambda _: 1.0, action_dim=action_dim), 1500, value_network=False)
+    model = trained(Chain(lambda _: 1.0, action_dim=action_dim), 800, value_network=False)
     assert entropy(model, 0) == pytest.approx(action_dim * math.log(2.0), abs=0.05 * action_dim)
 
 
@@ -87,7 +90,7 @@ def test_a_constant_reward_drives_the_entropy_to_its_maximum(action_dim: int) ->
 @pytest.mark.parametrize("value_network", [False, True])
 def test_two_steps(value_network: bool, compile: bool) -> None:
     """Q(s0, a) = r + γ(r' + αH) with H = log 2, the entropy that the last step's constant reward leads to."""
-    model = trained(Chain(lambda _: 0.5, lambda _: 2.0), 3000, value_network, compile)
+    model = trained(Chain(lambda _: 0.5, lambda _: 2.0), 2000, value_network, compile)
     expected = 0.5 + GAMMA * (2.0 + ALPHA * math.log(2.0))
     actions = th.linspace(-0.8, 0.8, 17).unsqueeze(1)
     th.testing.assert_close(q_of(model, 0, actions), th.full((17,), expected), atol=0.1, rtol=0.0)
@@ -101,7 +104,7 @@ def test_two_steps(value_network: bool, compile: bool) -> None:
 @pytest.mark.parametrize("compile", BOTH_WAYS)
 def test_the_policy_of_a_bandit_has_the_temperature_of_its_reward(compile: bool) -> None:
     """For r(a) = −5 a² and α = 0.5 the soft optimum is π(a) ∝ exp(−10 a²), a Gaussian of variance 1/20."""
-    model = trained(Chain(lambda a: -5.0 * a * a), 2500, value_network=False, compile=compile)
+    model = trained(Chain(lambda a: -5.0 * a * a), 2000, value_network=False, compile=compile)
     with th.no_grad():
         actions = model.actor.action_log_prob(th.zeros(20_000, 1))[0]
     assert actions.mean().item() == pytest.approx(0.0, abs=0.05)

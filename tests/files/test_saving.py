@@ -2,6 +2,7 @@
 
 import copy
 import io
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ from tests.helpers import (
 
 
 def seed_everything() -> None:
+    random.seed(7)
     th.manual_seed(7)
     np.random.seed(7)  # noqa: NPY002  # the generator that SB3's buffers draw from
+
+
+def state_of_generators() -> tuple[Any, ...]:
+    """Where Python's and NumPy's generators are, and the seed that PyTorch's began with."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), (state[1].tobytes(), *state[2:]), th.initial_seed()
 
 
 @pytest.mark.parametrize("kwargs", OPTIONS)
@@ -373,18 +381,14 @@ class TestReplacedArguments:
 
 class TestRandomState:
     def test_loading_does_not_start_the_random_numbers_again(self, tmp_path: Path) -> None:
+        """The three generators that SB3 seeds go on from where they were; PyTorch's also draws the weights to be replaced."""
         make_model(seed=3).save(tmp_path / "model.zip")
         seed_everything()
-        expected = th.rand(1).item(), np.random.rand()  # noqa: NPY002
-        seed_everything()
-        th.rand(1)
-        np.random.rand()  # noqa: NPY002
-        state: Any = np.random.get_state()  # noqa: NPY002
+        expected = state_of_generators()
         SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
-        after: Any = np.random.get_state()  # noqa: NPY002
-        np.testing.assert_array_equal(after[1], state[1])
-        make_model(seed=3)
-        assert (th.rand(1).item(), np.random.rand()) != expected  # noqa: NPY002
+        assert state_of_generators() == expected
+        make_model(seed=3)  # the constructor does restart them
+        assert all(after != before for after, before in zip(state_of_generators(), expected, strict=True))
 
     def test_unless_a_seed_is_passed(self, tmp_path: Path) -> None:
         make_model(seed=3).save(tmp_path / "model.zip")

@@ -70,6 +70,8 @@ def test_a_state_independent_log_std_broadcasts() -> None:
 
 
 def test_acting() -> None:
+    """tanh μ, or draws whose atanh has mean μ and deviation 1, exact to 0.022 and 0.016 with 2,000 of them."""
+    th.manual_seed(0)
     distribution, mean = SquashedGaussian(2), th.tensor([[0.5, -0.5]])
     assert th.equal(distribution.actions_from_params(mean, th.zeros(1, 2), deterministic=True), th.tanh(mean))
     draws = th.cat([distribution.actions_from_params(mean, th.zeros(1, 2)) for _ in range(2000)])

@@ -44,6 +44,8 @@ def test_the_networks_are_independent(net_arch: list[int], layer_norm: bool, n_n
 
 
 def test_the_networks_start_as_linear_layers_do() -> None:
+    """Uniform in ±b with b = 1/√in, whose standard deviation is b/√3; that of 8,000 biases is exact to 0.5 %."""
+    th.manual_seed(0)
     layer = EnsembleLinear(500, 16, 16)
     bound = 1 / math.sqrt(16)
     for parameter in (layer.weight, layer.bias):
