@@ -1,7 +1,7 @@
 """Two measurements that explain differences: ``python benchmarks/checks.py rounding|horizon``.
 
 ``rounding``: how far eager and compiled training part over 400 gradient steps, from the same weights, batches and noise.
-``horizon``: Q in the infinite-horizon task of SB3's own tests, where every reward is 1, and the soft fixed point of the policy.
+``horizon``: Q in the infinite-horizon task of SB3's own tests, where every reward is 1, and the policy's soft fixed point.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def horizon(n_seeds: int, n_steps: int) -> None:
         "SoftAC, log": (SoftAC, {"ent_coef_update": "log"}),
         "SoftAC, dual": (SoftAC, {}),
     }
-    print("| algorithm | Q | α | soft fixed point |\n|---|---|---|---|")
+    print("| algorithm | Q | alpha | soft fixed point |\n|---|---|---|---|")
     for name, (algorithm, options) in algorithms.items():
         rows = []
         for seed in range(n_seeds):

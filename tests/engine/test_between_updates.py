@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_softac import TrainingDivergedError
 from sb3_softac.collect import CapturedActor
 from tests.graph_standin import GraphStandIn
-from tests.helpers import RandomDiscreteEnv, RandomEnv, build, make_model
+from tests.helpers import RandomDiscreteEnv, RandomEnv, build, make_model, restart_generators
 
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
 
