@@ -130,6 +130,7 @@ class CompiledStep:
     """The gradient step as one graph of ``torch.compile``; its first call compiles."""
 
     def __init__(self, update: Update, flags: UpdateFlags, numbers: Any, optimizer_step: TensorOptimizers) -> None:
+        torch_internals.look_up_all()
         # The engine watches whatever could change. PyTorch would look at every attribute of every module in each call;
         # without that, each compiled step needs a code object of its own.
         own = FunctionType(_run.__code__.replace(), globals())
@@ -226,6 +227,7 @@ class Engine:
         #: tells the user what takes long
         self.announce: Callable[[str], None] | None = None
         self._failed = False
+        self._asks_first = True
         self._forget()
 
     def _forget(self) -> None:
@@ -254,7 +256,8 @@ class Engine:
         if update.device.type == "cpu":
             keep_freed_memory()
         before = self.compiles, self.captures
-        obstacle = why_only_eager(update) or (why_ask_first(update) if compile == "auto" else None)
+        self._asks_first = compile == "auto"
+        obstacle = why_only_eager(update) or (why_ask_first(update) if self._asks_first else None)
         if compile is False:
             obstacle = "compile=False"
         elif self._failed:
@@ -284,7 +287,8 @@ class Engine:
         """Look at everything that may have changed since the last call; done before a number of steps."""
         guards = self._guards
         if update is not self._update or update.settings != self._settings or guards is None or not guards.hold():
-            if self.decided and (self.compiles or self.captures) and why_only_eager(update) is not None:
+            fast = self.decided and (self.compiles or self.captures)
+            if fast and (why_only_eager(update) or (self._asks_first and why_ask_first(update))):
                 self.decided = False  # such as a hook that no graph would call
                 return
             for cached in self._cached.values():

@@ -14,24 +14,48 @@ from typing import Any
 import torch as th
 from torch import nn
 
+#: what was found, by path; a plain dict, because the compiler looks into it while it traces a step
+_FOUND: dict[str, Any] = {}
 
-@functools.cache
+
 def _private(path: str, instead: str) -> Any:
     """The object at ``path`` below ``torch``, or None with one warning if this PyTorch has none.
 
     :param path: dotted path
     :param instead: what is done without it, for the warning
     """
+    if path not in _FOUND:
+        _FOUND[path] = _look_up(path, instead)
+    return _FOUND[path]
+
+
+def _look_up(path: str, instead: str) -> Any:
     parent, _, name = path.rpartition(".")
     try:
         try:
-            value = getattr(importlib.import_module(f"torch.{parent}" if parent else "torch"), name)
+            return getattr(importlib.import_module(f"torch.{parent}" if parent else "torch"), name)
         except ModuleNotFoundError:  # an object with attributes, such as a namespace of operators
-            value = functools.reduce(getattr, path.split("."), th)
+            return functools.reduce(getattr, path.split("."), th)
     except (AttributeError, ImportError):
-        warnings.warn(f"PyTorch {th.__version__} has no torch.{path}: {instead}.", stacklevel=4)
+        warnings.warn(f"PyTorch {th.__version__} has no torch.{path}: {instead}.", stacklevel=5)
         return None
-    return value
+
+
+def look_up_all() -> None:
+    """Look up what a step uses before a compiler traces it: it could not follow the import of modules."""
+    some = [th.zeros(1)]
+    lerp_all(some, some, 0.5)
+    copy_all(some, some)
+    wanted([])
+    has_global_hooks()
+    has_function_transforms()
+    functional_adam()
+    onednn_linear()
+
+
+def forget() -> None:
+    """Look everything up again, for a PyTorch that has changed meanwhile."""
+    _FOUND.clear()
 
 
 # --- many tensors in one call ------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class OneHot:
 
     def __call__(self, obs: th.Tensor) -> th.Tensor:
         """(B,) or (B, components) → (B, sum of the sizes)."""
-        columns = obs.long().reshape(len(obs), len(self.sizes)).unbind(dim=1)
+        columns = obs.long().reshape(-1, len(self.sizes)).unbind(dim=1)
         # Compared with all values: `one_hot` would wait for the device to look at the largest.
         parts = [
             column.unsqueeze(1) == th.arange(start, start + size, device=obs.device)

@@ -7,6 +7,7 @@ Reference: 1812.05905, section 5.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -85,6 +86,15 @@ class FixedTemperature(Temperature):
         self.ent_coef.fill_(check_rate("ent_coef", float(self.schedule(progress_remaining))))
 
 
+@dataclass
+class _Numbers:
+    """What may change while α is learned."""
+
+    target_entropy: float
+    schedule: Schedule
+    maximum: float = math.inf
+
+
 class LearnedTemperature(Temperature):
     """An α that drives the entropy Ĥ = −mean log π towards a target H̄: it grows while Ĥ is below H̄.
 
@@ -97,13 +107,36 @@ class LearnedTemperature(Temperature):
 
     def __init__(self, maximum: float | None, target_entropy: float, schedule: Schedule) -> None:
         super().__init__()
+        # Kept in an object of their own: an attribute that is replaced would make an engine build its step again.
+        self._numbers = _Numbers(target_entropy, schedule)
         self.set_maximum(maximum)
-        self.target_entropy = target_entropy
-        self.schedule = schedule
 
     def set_maximum(self, maximum: float | None) -> None:
         """Bound α, or None for no bound; it takes effect with the next value that is read."""
-        self.maximum = math.inf if maximum is None else _round_down(maximum)
+        self._numbers.maximum = math.inf if maximum is None else _round_down(maximum)
+
+    @property
+    def maximum(self) -> float:
+        """Upper bound of α, ∞ for none."""
+        return self._numbers.maximum
+
+    @property
+    def target_entropy(self) -> float:
+        """H̄, in nats; setting it takes effect at the next gradient step."""
+        return self._numbers.target_entropy
+
+    @target_entropy.setter
+    def target_entropy(self, value: float) -> None:
+        self._numbers.target_entropy = value
+
+    @property
+    def schedule(self) -> Schedule:
+        """Learning rate as a function of the remaining progress."""
+        return self._numbers.schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self._numbers.schedule = value
 
     @abstractmethod
     def unbounded(self) -> th.Tensor:

@@ -57,5 +57,6 @@ def test_fast_ways_equal_eager_mode(case: str, fast: Any) -> None:
         model.train(10, batch_size=32)
     assert models[0]._engine.n_builds == 1
     assert models[0]._engine.compiles or models[0]._engine.captures
-    assert_close(models[0], models[1])
+    # Convolutions add up many numbers, and Adam makes steps of equal size from gradients that are little more than rounding.
+    assert_close(models[0], models[1], tolerance=1e-3 if "image" in case else 1e-4)
     assert all(th.isfinite(parameter).all() for parameter in models[0].policy.parameters())

@@ -48,9 +48,9 @@ class Normalised(BaseFeaturesExtractor):
 
 @pytest.fixture(autouse=True)
 def look_up_again() -> Iterator[None]:
-    torch_internals._private.cache_clear()
+    torch_internals.forget()
     yield
-    torch_internals._private.cache_clear()
+    torch_internals.forget()
 
 
 def remove(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_without_a_name_training_is_the_same(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(matmul, "LARGE_NETWORK", matmul.LARGE)
     reference, messages = train()
     assert messages == []
-    torch_internals._private.cache_clear()
+    torch_internals.forget()
     with monkeypatch.context() as patch:
         remove(name, patch)
         model, messages = train()
