@@ -1,7 +1,8 @@
 """Real learning, a quarter of a minute or more each: ``pytest -m slow``.
 
-How well one short run ends depends on its seed, and as much on how the processor rounds: about one in twenty gets stuck. So a
-test asks for a good policy from one of a few seeds, in turn; without learning none of them comes near it.
+How well one short run ends depends on its seed, and as much on how the processor rounds: of 30 runs on Pendulum-v1 one ended
+at −557, the others between −251 and −137. So a test asks for a good policy from one of a few seeds, in turn; without learning
+none of them comes near it.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Probe environments whose soft values are known in closed form, learned with a fixed α through ``learn()``.
 
-The tolerances are three times the largest error of 20 seeds, or more.
+The tolerances are four times the largest error of five seeds, or more.
 """
 
 import math
