@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_softac
 from sb3_softac import SoftAC, SoftACPolicy
@@ -40,6 +42,10 @@ def is_defined(code: str) -> bool:
     """
     owner, _, name = re.split(r"[=(]", code)[0].rpartition(".")
     modules = [importlib.import_module(module.name) for module in pkgutil.walk_packages(sb3_softac.__path__, "sb3_softac.")]
+    if owner == "model":
+        return is_defined(name)
+    if owner == "torch":
+        return hasattr(torch, name)
     if owner:
         places = [module for module in modules if module.__name__.endswith(f".{owner}")]
         return any(hasattr(place, name) for place in [*places, *(vars(module).get(owner) for module in modules)])
@@ -85,3 +91,22 @@ def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type)
             assert default == value, name
             listed.add(name)
     assert keyword_only - {"value_network"} <= listed
+
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_every_snippet_of_the_readme_runs_when_pasted_alone(
+    number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a hundredth of its training."""
+    learn = OffPolicyAlgorithm.learn
+
+    def shortened(self: OffPolicyAlgorithm, total_timesteps: int, *args: object, **kwargs: object) -> object:
+        self.learning_starts = min(self.learning_starts, 5)
+        return learn(self, total_timesteps // 100, *args, **kwargs)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(OffPolicyAlgorithm, "learn", shortened)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})

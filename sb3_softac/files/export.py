@@ -255,7 +255,7 @@ def _compare(
 ) -> None:
     """Compare on batches of other sizes than the one that was traced.
 
-    Where float32 itself is worse than the tolerance, as for observations in the thousands, a few times its rounding error is
+    Where float32 itself is worse than the tolerance, as for observations in the thousands, some times its rounding error is
     allowed: the difference between ``module`` and ``exact``, the same in float64.
 
     :raises RuntimeError: the actions differ
@@ -265,14 +265,16 @@ def _compare(
         unit = np.maximum(1.0, np.maximum(np.abs(module.action_space.low), np.abs(module.action_space.high)))
     space = copy.deepcopy(module.observation_space)  # sampling from the model's own would change its random numbers
     space.seed(0)
+    allowed = TOLERANCE
+    if isinstance(module.action_space, spaces.Box) and module.deterministic:
+        # The largest of many: of a few it may be small by chance.
+        many = _sample(space, 1000)
+        rounding = np.abs(module.act(many) - exact.act(many)) / unit
+        allowed = max(allowed, 16.0 * float(rounding.max()))
     for size in (1, 17, 64):
         observations = _sample(space, size)
         theirs = np.asarray(expected(observations), np.float64)
         difference = np.abs(np.asarray(act(observations), np.float64) - theirs) / unit
-        allowed = TOLERANCE
-        if isinstance(module.action_space, spaces.Box) and module.deterministic:
-            rounding = np.abs(module.act(observations) - exact.act(observations)) / unit
-            allowed = max(allowed, 4.0 * float(rounding.max()))
         if not difference.max() <= allowed:
             raise RuntimeError(
                 f"The exported file was not written: its actions differ from those of the model by {difference.max():g} "
