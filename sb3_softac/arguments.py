@@ -14,6 +14,8 @@ from stable_baselines3.common.buffers import BaseBuffer
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
 DEFAULT_LEARNING_RATE = 3e-4
+#: who may have a learning rate of its own, as the option ``{owner}_learning_rate``
+LEARNING_RATE_OWNERS = ("actor", "critic", "value", "ent_coef")
 #: chosen by measurement, see docs/benchmarks.md
 DEFAULT_TARGET_ENTROPY_SCALE = 0.5
 
@@ -189,8 +191,8 @@ def is_learned(ent_coef: object) -> bool:
 
 def _refuse_an_unused_learning_rate(arguments: Mapping[str, Any]) -> None:
     """``learning_rate`` counts where a network or a learned temperature has none of its own."""
-    owners = ["actor", "critic"] + ["value"] * arguments["value_network"] + ["ent_coef"] * is_learned(arguments["ent_coef"])
-    names = [f"{owner}_learning_rate" for owner in owners]
+    exists = {"value": arguments["value_network"], "ent_coef": is_learned(arguments["ent_coef"])}
+    names = [f"{owner}_learning_rate" for owner in LEARNING_RATE_OWNERS if exists.get(owner, True)]
     if arguments["learning_rate"] != DEFAULT_LEARNING_RATE and all(arguments[name] is not None for name in names):
         _refuse("learning_rate", arguments["learning_rate"], f"left out where all have their own: {', '.join(names)}")
 

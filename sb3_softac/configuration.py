@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac.arguments import check_action_space, check_count
+from sb3_softac.arguments import LEARNING_RATE_OWNERS, check_action_space, check_count
 from sb3_softac.collect import check_wrappers
 from sb3_softac.engine import Compile, Engine, missing_for_compilation, why_only_eager
 from sb3_softac.files import SavedAlgorithm
@@ -205,8 +205,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
 
     def _own_learning_rates(self) -> dict[str, Schedule]:
         """Schedules of the networks and of the temperature that do not follow ``learning_rate``, by owner."""
-        owners = ("actor", "critic", "value", "ent_coef")
-        values = {owner: getattr(self, f"{owner}_learning_rate", None) for owner in owners}
+        values = {owner: getattr(self, f"{owner}_learning_rate", None) for owner in LEARNING_RATE_OWNERS}
         key = tuple(values.values())
         cached: Any = self._runtime.schedules
         if cached is None or any(map(operator.is_not, cached[0], key)):

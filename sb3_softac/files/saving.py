@@ -188,6 +188,7 @@ class SavedAlgorithm(CollectingAlgorithm):
             it has another discount
         """
         previous = getattr(self, "replay_buffer", None)  # `del model.replay_buffer` frees memory before loading
+        self._runtime.block_sampler, self._runtime.stored = None, StoredUpTo(None, None)  # which would hold it
         super().load_replay_buffer(path, truncate_last_traj)
         assert self.replay_buffer is not None
         try:
