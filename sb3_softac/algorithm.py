@@ -69,6 +69,8 @@ class SoftAlgorithm(ConfiguredAlgorithm):
         self._runtime.dumped = False
         result = super()._setup_learn(*args, **kwargs)
         self._refuse_non_finite("observation", self._last_obs)
+        if self.replay_buffer is not None and self.replay_buffer is not self._runtime.stored.buffer:
+            self._match_returns(self.replay_buffer)  # it may be another one than at the last call
         self._continue_or_close_trajectory()
         self._warn_of_an_empty_buffer()
         self._choose_actor()
@@ -176,6 +178,8 @@ class SoftAlgorithm(ConfiguredAlgorithm):
         for owner, network in self.policy.trained_networks().items():
             name = f"{owner}_learning_rate" if owner in own else "learning_rate"
             update_learning_rate(network.optimizer, check_rate(name, values.get(owner, common)))
+        if isinstance(self.temperature, LearnedTemperature):
+            self.temperature.schedule = own.get("ent_coef", self.lr_schedule)
         self.temperature.set_progress(progress)
 
     def _record(self, steps: list[Metrics]) -> None:

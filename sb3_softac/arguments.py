@@ -3,6 +3,7 @@
 Every message names the argument, the value that it got and the values that are allowed.
 """
 
+import functools
 import math
 import numbers
 from collections.abc import Mapping
@@ -227,40 +228,18 @@ def check_architecture(
             {name: value for name, value in kwargs.items() if name not in ("use_sde", "value_network")}
             for kwargs in (expected_policy_kwargs, model.policy_kwargs)
         )
-        if _with_lists(expected) != _with_lists(kept):
+        if comparable(expected) != comparable(kept):
             raise ValueError(f"`policy_kwargs` is {expected}, but the saved model needs {kept}.")
     return now
 
 
-def _with_lists(value: Any) -> Any:
-    """``value`` with lists instead of tuples, as the file format keeps them."""
+def comparable(value: Any) -> Any:
+    """``value`` with lists instead of tuples, as the file format keeps them, and partial functions by what they hold."""
     if isinstance(value, dict):
-        return {key: _with_lists(entry) for key, entry in value.items()}
-    return [_with_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def check_compatible_buffer(
-    buffer: BaseBuffer, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int
-) -> None:
-    """Only a replay buffer of the same environments can be continued.
-
-    :param buffer: the buffer
-    :param observation_space: of the model
-    :param action_space: of the model
-    :param n_envs: number of environments of the model
-    :raises ValueError: another number of environments, or other spaces
-    """
-    if buffer.n_envs != n_envs:
-        raise ValueError(
-            f"The replay buffer is for {buffer.n_envs} environments, but the model has {n_envs}: `set_env` one with "
-            f"{buffer.n_envs}, or start with an empty buffer."
-        )
-    for name, theirs, ours in (
-        ("observation", buffer.observation_space, observation_space),
-        ("action", buffer.action_space, action_space),
-    ):
-        if theirs != ours:
-            raise ValueError(f"The replay buffer is for the {name} space {theirs}, but the model has {ours}.")
+        return {key: comparable(entry) for key, entry in value.items()}
+    if isinstance(value, functools.partial):
+        return ["partial", value.func, comparable(value.args), comparable(value.keywords)]
+    return [comparable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _check_compile(value: Any) -> Any:

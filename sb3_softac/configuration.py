@@ -75,6 +75,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     value_net_target: ValueNetwork | None = _network("value_net_target")
 
     # Options that the methods of this class read; the constructor of each algorithm sets them.
+    learning_rate: float | str | Schedule  # type: ignore[assignment]  # SB3 takes no strings
     value_network: bool
     soft_n_step: bool
     policy_delay: int
@@ -276,6 +277,15 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         changed = {
             name: old for name, new, old in zip(names, values, before, strict=True) if new is not old and not _same(new, old)
         }
+        derived = (
+            "lr_schedule",
+            "target_entropy",
+            "target_entropy_scale",
+            "temperature",
+            "_automatic_target_entropy",
+            "_built_for",
+        )
+        held = {name: self.__dict__[name] for name in derived if name in self.__dict__} | changed
         try:
             fixed = sorted(changed.keys() & self.fixed_options)
             if fixed:
@@ -289,8 +299,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
                 self._set_numbers(present)  # another number is no reason to build a step again
             else:
                 self._runtime.update = None
-        except ValueError:
-            self.__dict__.update(changed)  # nothing has happened
+        except BaseException:
+            self.__dict__.update(held)  # nothing has happened
+            if "gamma" in changed and self.replay_buffer is not None:
+                self._match_returns(self.replay_buffer)
             raise
         self._runtime.options = self._option_values()
 

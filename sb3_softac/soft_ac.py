@@ -233,13 +233,15 @@ class SoftAC(SoftAlgorithm):
             )
 
     def _apply_options(self, changed: Any) -> None:
-        if "target_entropy" in changed:  # one that is set by hand is no longer a fraction of anything
-            self.target_entropy_scale, self._automatic_target_entropy = DEFAULT_TARGET_ENTROPY_SCALE, None
+        if "target_entropy" in changed and self.target_entropy != "auto":  # it is no longer a fraction of anything
+            self._automatic_target_entropy = None
+            if "target_entropy_scale" not in changed:
+                self.target_entropy_scale = DEFAULT_TARGET_ENTROPY_SCALE
         super()._apply_options(changed)
         self._check_target_subset()
         if {"ent_coef", "ent_coef_update"} & set(changed):
             alpha = self.temperature.value.item()
-            self.temperature = self._make_temperature().to(self.device)
+            self.temperature = self._make_temperature(clip_initial="ent_coef" not in changed).to(self.device)
             if "ent_coef" not in changed and isinstance(self.temperature, LearnedTemperature):
                 self.temperature.set_value(alpha)
             self._built_for = None
@@ -247,14 +249,14 @@ class SoftAC(SoftAlgorithm):
         elif isinstance(self.temperature, LearnedTemperature):
             self._resolve_target_entropy()
 
-    def _make_temperature(self) -> Temperature:
+    def _make_temperature(self, clip_initial: bool = False) -> Temperature:
         temperature = make_temperature(
             self.ent_coef,
             self.ent_coef_update,
             self.ent_coef_max,
             self._target_entropy(),
             self._own_learning_rates().get("ent_coef", self.lr_schedule),
-            clip_initial=self._runtime.set_up.weights_follow,
+            clip_initial=clip_initial or self._runtime.set_up.weights_follow,
         )
         if isinstance(temperature, LearnedTemperature):
             self._resolve_target_entropy()
@@ -297,7 +299,6 @@ class SoftAC(SoftAlgorithm):
             self.temperature.set_maximum(self.ent_coef_max)
             with th.no_grad():
                 self.temperature.project(self.temperature.maximum)
-            self.temperature.schedule = self._own_learning_rates().get("ent_coef", self.lr_schedule)
 
     # --- other models and files ---------------------------------------------------------------------------------------
 
@@ -346,6 +347,7 @@ class SoftAC(SoftAlgorithm):
         :return: this model
         :raises ValueError: another kind of source, other spaces, networks of other shapes, or an α that has no place here
         """
+        self._follow_options()
         conversion.warm_start(self, source, temperature, SoftAC)
         return self
 
@@ -371,4 +373,5 @@ class SoftAC(SoftAlgorithm):
         :return: the new model
         :raises ValueError: an option that SB3's ``SAC`` does not have; the message lists all
         """
+        self._follow_options()
         return to_sb3.to_sac(self)

@@ -158,7 +158,7 @@ class TestBetweenTwoLearns:
 
     def test_learning_rates(self) -> None:
         model = quick_model(RandomEnv()).learn(20)
-        model.learning_rate, model.actor_learning_rate = "5e-4", 1e-5  # type: ignore[assignment]  # as at construction
+        model.learning_rate, model.actor_learning_rate = "5e-4", 1e-5
         model.learn(3, reset_num_timesteps=False)
         assert model.critic.optimizer.param_groups[0]["lr"] == 5e-4
         assert model.actor.optimizer.param_groups[0]["lr"] == 1e-5

@@ -4,6 +4,7 @@ from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.exploration import CollectingAlgorithm
 from sb3_softac.collect.validation import (
     StoredUpTo,
+    check_compatible_buffer,
     check_statistics,
     check_wrappers,
     close_trajectory,
@@ -15,6 +16,7 @@ __all__ = [
     "CollectingAlgorithm",
     "DirectActor",
     "StoredUpTo",
+    "check_compatible_buffer",
     "check_statistics",
     "check_wrappers",
     "close_trajectory",

@@ -21,10 +21,13 @@ from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.networks import MLP, Actor, CategoricalActor, CnnPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.networks.distributions import SquashedGaussian
+from sb3_softac.networks.preprocessing import Floats
 
 Array = npt.NDArray[Any]
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
+#: what ``predict`` calls of a policy
+POLICY_METHODS = ("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode")
 #: methods of our distribution: an attribute of one of these names would hide it
 DISTRIBUTION_METHODS = frozenset(name for name in dir(SquashedGaussian) if callable(getattr(SquashedGaussian, name)))
 
@@ -175,9 +178,16 @@ def is_plain_mlp(policy: SoftACPolicy) -> bool:
         and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
         and all(type(layer) is nn.Linear for layer in _output_layers(actor))
         and not torch_internals.has_hooks((policy, *actor.modules()))
-        and not any("forward" in vars(module) for module in actor.modules())
+        and not any(hides_a_method(module) for module in actor.modules())
+        and type(actor.features_extractor.flatten) is nn.Flatten
+        and type(actor.preprocess) is Floats
         and has_own_methods(policy)
     )
+
+
+def hides_a_method(module: nn.Module) -> bool:
+    """Whether a method of a module has been replaced on the object."""
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
 def _output_layers(actor: Any) -> list[nn.Module]:
@@ -188,11 +198,11 @@ def _output_layers(actor: Any) -> list[nn.Module]:
 
 def has_own_methods(policy: SoftACPolicy) -> bool:
     """Whether no method that ``predict`` would call has been replaced on an object: the guards do not see all of these."""
-    if torch_internals.has_global_hooks() or not vars(policy).keys().isdisjoint(("predict", "_predict", "forward")):
+    if torch_internals.has_global_hooks() or not vars(policy).keys().isdisjoint(POLICY_METHODS):
         return False
     actor = policy.actor
     if isinstance(actor, CategoricalActor):
-        return vars(actor).keys().isdisjoint(("forward", "log_probs", "action_log_prob", "sample", "extract_features"))
+        return True
     return type(actor.action_dist) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(actor.action_dist))
 
 

@@ -34,7 +34,7 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         random_steps = learning_starts if self.random_steps is None else self.random_steps
         actor = self._runtime.actor
-        if actor is not None and not actor.holds(self.policy):
+        if actor is not None and ("predict" in vars(self) or not actor.holds(self.policy)):
             self._choose_actor()
             actor = self._runtime.actor
         if self.num_timesteps < random_steps or actor is None:

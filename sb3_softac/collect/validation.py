@@ -77,6 +77,30 @@ def _same_shapes(left: spaces.Space[Any], right: spaces.Space[Any]) -> bool:
     return left.shape == right.shape
 
 
+def check_compatible_buffer(
+    buffer: ReplayBuffer, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], n_envs: int
+) -> None:
+    """Only a replay buffer of the same environments can be continued.
+
+    :param buffer: the buffer
+    :param observation_space: of the model
+    :param action_space: of the model
+    :param n_envs: number of environments of the model
+    :raises ValueError: another number of environments, or other spaces
+    """
+    if buffer.n_envs != n_envs:
+        raise ValueError(
+            f"The replay buffer is for {buffer.n_envs} environments, but the model has {n_envs}: `set_env` one with "
+            f"{buffer.n_envs}, or start with an empty buffer."
+        )
+    for name, theirs, ours in (
+        ("observation", buffer.observation_space, observation_space),
+        ("action", buffer.action_space, action_space),
+    ):
+        if theirs != ours:
+            raise ValueError(f"The replay buffer is for the {name} space {theirs}, but the model has {ours}.")
+
+
 def close_trajectory(buffer: ReplayBuffer | None) -> None:
     """Let no n-step return, hindsight goal or next observation reach from the newest transition into what is stored next.
 

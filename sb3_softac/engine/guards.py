@@ -26,6 +26,7 @@ class ModuleGuards:
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         self.modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        self._types = list(map(type, self.modules))
         self._dicts: list[dict[str, Any]] = [vars(module) for module in self.modules]
         self._parts = [part for module in self.modules for part in (module._modules, module._parameters, module._buffers)]
         self._hooks = [hooks for module in self.modules for hooks in torch_internals.hook_dicts(module) or ()]
@@ -51,6 +52,7 @@ class ModuleGuards:
         """Whether everything is as it was. Built of loops inside the interpreter, because it is asked so often."""
         return (
             self._count() == self._n_entries
+            and list(map(type, self.modules)) == self._types
             and all(map(operator.is_, self._current_attributes(), self._attributes))
             and all(map(operator.is_, self._current_contents(), self._contents))
             and sum(map(len, self._hooks)) == self._n_hooks

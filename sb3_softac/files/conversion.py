@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-from sb3_softac.arguments import check_flag
+from sb3_softac.arguments import check_flag, comparable
 from sb3_softac.collect import close_trajectory
 from sb3_softac.networks import SoftACPolicy
 from sb3_softac.runtime import Runtime, SetUp
@@ -287,7 +287,7 @@ def _refuse_other_functions(source: BasePolicy, policy: SoftACPolicy) -> None:
     if own["use_sde"]:
         names += ["use_expln", "clip_mean"]
     for name in names:
-        if theirs.get(name) != own[name]:
+        if comparable(theirs.get(name)) != comparable(own[name]):
             raise ValueError(f"`source` does not fit this model: its {name} is {theirs.get(name)}, here it is {own[name]}.")
 
 

@@ -12,8 +12,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_compatible_buffer, check_count
-from sb3_softac.collect import CollectingAlgorithm, StoredUpTo
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count
+from sb3_softac.collect import CollectingAlgorithm, StoredUpTo, check_compatible_buffer
 from sb3_softac.files.atomic import replacing
 from sb3_softac.files.export import is_exported
 from sb3_softac.runtime import Runtime, SetUp
@@ -60,6 +60,7 @@ class SavedAlgorithm(CollectingAlgorithm):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: everything but what belongs to the running process."""
+        self._follow_options()  # what was set since the last look is part of the state
         return {**self.__dict__, "_runtime": Runtime()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,6 +92,7 @@ class SavedAlgorithm(CollectingAlgorithm):
         :param device: PyTorch device
         :raises ValueError: unknown or missing names
         """
+        self._follow_options()
         super().set_parameters(load_path_or_dict, exact_match, device)
         self._runtime.engine.reset()
         if isinstance(self.temperature, LearnedTemperature):
@@ -109,6 +111,7 @@ class SavedAlgorithm(CollectingAlgorithm):
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep although they are left out by default
         """
+        self._follow_options()  # a file must not hold options that its weights do not have
         if not isinstance(path, str | pathlib.Path):
             super().save(path, exclude, include)
             return
@@ -199,6 +202,10 @@ class SavedAlgorithm(CollectingAlgorithm):
             raise
         if not truncate_last_traj:  # the user says that the episode goes on
             self._runtime.stored = StoredUpTo(self.replay_buffer, self._last_obs)
+
+    @abstractmethod
+    def _follow_options(self) -> None:
+        """Let options that were set since the last look take effect, or refuse them."""
 
     @abstractmethod
     def _option_values(self) -> tuple[Any, ...]:

@@ -12,6 +12,8 @@ import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, StateDependentNoiseDistribution
 from torch.nn import functional as F
 
+from sb3_softac.errors import TrainingDivergedError
+
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -81,6 +83,15 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
         return th.tanh(pre_tanh), squashed_log_density(noise, log_std, pre_tanh)
 
 
+def _raise_if_diverged(error: ValueError, *parameters: th.Tensor) -> None:
+    """PyTorch's distributions refuse parameters that are not finite as bad arguments, which they are not here."""
+    if not all(bool(parameter.isfinite().all()) and bool(parameter.exp().isfinite().all()) for parameter in parameters):
+        raise TrainingDivergedError(
+            "The training has diverged: the policy's distribution is not finite. A lower learning rate, `max_grad_norm`, "
+            "`ent_coef_max` or smaller rewards may help."
+        ) from error
+
+
 class SquashedStateDependentNoise(StateDependentNoiseDistribution):
     """gSDE as in SB3 (2005.05719) with the exact log-density: no inverse tanh, no additive 1e-6."""
 
@@ -93,6 +104,25 @@ class SquashedStateDependentNoise(StateDependentNoiseDistribution):
                 value = th.distributions.Normal(value.loc.detach().clone(), value.scale.detach().clone())
             copied.__dict__[name] = value.detach().clone() if isinstance(value, th.Tensor) else copy.deepcopy(value, memo)
         return copied
+
+    def sample_weights(self, log_std: th.Tensor, batch_size: int = 1) -> None:
+        """Draw the noise matrix, (F, A), and ``batch_size`` of them."""
+        try:
+            super().sample_weights(log_std, batch_size)
+        except ValueError as error:
+            _raise_if_diverged(error, log_std)
+            raise
+
+    def proba_distribution(
+        self, mean_actions: th.Tensor, log_std: th.Tensor, latent_sde: th.Tensor
+    ) -> "SquashedStateDependentNoise":
+        """As in SB3."""
+        try:
+            super().proba_distribution(mean_actions, log_std, latent_sde)
+        except ValueError as error:
+            _raise_if_diverged(error, mean_actions, log_std)
+            raise
+        return self
 
     def log_prob_from_params(
         self, mean_actions: th.Tensor, log_std: th.Tensor, latent_sde: th.Tensor

@@ -231,7 +231,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         """Switch batch normalisation and dropout of actor, critics and value network. Targets keep theirs."""
         for network in (self.actor, self.critic, self.value_net):
             # It is asked for in each step of an environment, mostly for what is already so.
-            if network is not None and any(part.training != mode for part in (network, *network.children())):
+            if network is None:
+                continue
+            parts = (network, *network.children(), *network.features_extractor.modules())
+            if any(part.training != mode for part in parts):
                 network.set_training_mode(mode)
         self.training = mode
 

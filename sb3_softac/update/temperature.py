@@ -178,7 +178,8 @@ class LearnedTemperature(Temperature):
         target_entropy = self.target_entropy if target_entropy is None else target_entropy
         log_prob = log_prob.to(self.unbounded().dtype)  # under autocast it has another one
         loss = self.loss(log_prob, target_entropy)
-        apply_gradients(self.optimizer, [self.gradient(log_prob, target_entropy)])
+        trained = next(self.parameters()).requires_grad  # a user may freeze it, as any other parameter
+        apply_gradients(self.optimizer, [self.gradient(log_prob, target_entropy) if trained else None])
         self.project(self.maximum if maximum is None else maximum)
         return loss
 
