@@ -115,7 +115,11 @@ def test_targets_keep_their_dropout_after_eval() -> None:
 
 
 def test_activations_may_be_partials() -> None:
-    quick_model(policy_kwargs={"net_arch": [8], "activation_fn": functools.partial(nn.LeakyReLU, 0.2)}).learn(20)
+    """With their arguments, in every network."""
+    model = quick_model(policy_kwargs={"net_arch": [8], "activation_fn": functools.partial(nn.LeakyReLU, 0.2)}).learn(20)
+    slopes = [module.negative_slope for module in model.policy.modules() if isinstance(module, nn.LeakyReLU)]
+    assert slopes == [0.2] * 3  # actor, critics, target critics
+    assert model._n_updates == 10
 
 
 @needs_compiler
@@ -133,6 +137,11 @@ def test_images_are_compiled(space: str) -> None:
 
 
 def test_autocast_around_training_works() -> None:
+    """Networks and temperature move, in float32, and stay finite."""
     model = quick_model(learning_starts=1000).learn(40)
+    trained = [*model.actor.parameters(), *model.critic.parameters(), *model.temperature.parameters()]
+    before = [parameter.detach().clone() for parameter in trained]
     with th.autocast("cpu", dtype=th.bfloat16):
         model.train(5, 16)
+    assert not any(map(th.equal, before, trained))
+    assert all(parameter.dtype == th.float32 and bool(parameter.isfinite().all()) for parameter in trained)
