@@ -29,7 +29,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_softac
-from sb3_softac import SoftAC
+from sb3_softac import SoftAC, SoftQL, presets
 from sb3_softac.zoo import hyperparams_path
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -38,6 +38,9 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SoftAC log": (SoftAC, {"ent_coef_update": "log"}),
     "SoftAC value network": (SoftAC, {"value_network": True}),
     **{f"SoftAC scale {scale}": (SoftAC, {"target_entropy_scale": scale}) for scale in (0.98, 0.89, 0.7, 0.5, 0.3)},
+    "SoftQL": (SoftQL, {}),
+    "SoftQL published": (SoftQL, dict(presets.SOFTQLEARNING)),
+    "SoftQL softlearning": (SoftQL, dict(presets.SOFTLEARNING_SQL)),
     "SB3 SAC": (SAC, {}),
     "SB3 DQN": (DQN, {}),
 }
@@ -72,7 +75,7 @@ def zoo_settings(algorithm: Any, env: str) -> dict[str, Any]:
 
 def entropy_coefficient(model: Any) -> float | str:
     """α of SoftAC or SB3's SAC, learned or fixed, rounded; nothing for algorithms that have none."""
-    if isinstance(model, SoftAC):
+    if isinstance(model, SoftAC | SoftQL):
         alpha = model.temperature.value
     elif isinstance(model, SAC):
         alpha = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
@@ -89,9 +92,9 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     settings = {"learning_starts": 1000, "learning_rate": 3e-4}
     if args.zoo:
         settings = zoo_settings(algorithm, args.env)
-    if algorithm is SoftAC:
-        settings |= {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     settings |= options
+    if algorithm in (SoftAC, SoftQL):
+        settings |= {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     model = algorithm("MlpPolicy", args.env, seed=seed, device="cpu", **settings)
     curve = Evaluations(args.env, args.steps, args.points, 10, seed=10_000 + seed)
     model.learn(args.steps, callback=curve, log_interval=None)

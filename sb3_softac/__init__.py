@@ -4,9 +4,10 @@ from importlib.metadata import version
 
 from sb3_softac import presets
 from sb3_softac.errors import TrainingDivergedError
-from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, SoftQLPolicy
 from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule
 from sb3_softac.soft_ac import SoftAC
+from sb3_softac.soft_ql import SoftQL
 
 __all__ = [
     "CnnPolicy",
@@ -15,6 +16,8 @@ __all__ = [
     "MultiInputPolicy",
     "SoftAC",
     "SoftACPolicy",
+    "SoftQL",
+    "SoftQLPolicy",
     "StaircaseSchedule",
     "TrainingDivergedError",
     "__version__",

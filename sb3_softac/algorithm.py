@@ -16,18 +16,18 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.collect import check_statistics
-from sb3_softac.configuration import ConfiguredAlgorithm
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.replay import Batch, BlockSampler
 from sb3_softac.schedules import check_rate
+from sb3_softac.temperature_options import TemperedAlgorithm
 from sb3_softac.update import LearnedTemperature, Update
 
 LearningRate = float | str | Schedule
 SelfSoftAlgorithm = TypeVar("SelfSoftAlgorithm", bound="SoftAlgorithm")
 
 
-class SoftAlgorithm(ConfiguredAlgorithm):
+class SoftAlgorithm(TemperedAlgorithm):
     """Base class of maximum-entropy off-policy algorithms.
 
     A subclass names its options in its constructor, and says what they describe; see ``ConfiguredAlgorithm``.
@@ -40,11 +40,13 @@ class SoftAlgorithm(ConfiguredAlgorithm):
         total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int | None = 4,
-        tb_log_name: str = "SoftAC",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfSoftAlgorithm:
         """Train for ``total_timesteps`` environment steps; floats such as 1e6 are allowed. Otherwise as in SB3.
+
+        ``tb_log_name`` is the name of the algorithm if it is None.
 
         :raises TrainingDivergedError: losses, weights or actions are no longer finite
         """
@@ -52,7 +54,7 @@ class SoftAlgorithm(ConfiguredAlgorithm):
             check_count("total_timesteps", total_timesteps, 0),
             callback=callback,
             log_interval=cast(int, log_interval),  # None, for no logging by episodes, is missing in SB3's annotation
-            tb_log_name=tb_log_name,
+            tb_log_name=self.log_name if tb_log_name is None else tb_log_name,
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )

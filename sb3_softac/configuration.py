@@ -2,6 +2,7 @@
 
 import operator
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from stable_baselines3.common.base_class import maybe_make_env
@@ -11,24 +12,17 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.arguments import LEARNING_RATE_OWNERS, check_action_space, check_count
+from sb3_softac.arguments.policy import check_policy_kwargs
 from sb3_softac.collect import check_wrappers
 from sb3_softac.engine import Compile, Engine, missing_for_compilation, why_only_eager
 from sb3_softac.files import SavedAlgorithm
-from sb3_softac.networks import (
-    SB3_EQUIVALENTS,
-    CnnPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-    SoftACPolicy,
-    StackedCritics,
-    ValueNetwork,
-)
+from sb3_softac.networks import SoftPolicy, StackedCritics
 from sb3_softac.runtime import Runtime
 from sb3_softac.schedules import parse_schedule
 from sb3_softac.update import Temperature, Update
 
 
-def _network(name: str) -> Any:
+def policy_network(name: str) -> Any:
     """A network of the policy, under the name that it has in SB3's algorithms; replaced here, it is replaced there."""
 
     def get(self: "ConfiguredAlgorithm") -> Any:
@@ -38,6 +32,15 @@ def _network(name: str) -> Any:
         setattr(self.policy, name, network)
 
     return property(get, put)
+
+
+def require_environment(env: Any, init_setup_model: bool) -> None:
+    """Only ``load`` builds a model without an environment, and sets it up later.
+
+    :raises ValueError: no environment
+    """
+    if env is None and init_setup_model:
+        raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
 
 
 class ConfiguredAlgorithm(SavedAlgorithm):
@@ -53,33 +56,28 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     :param sb3: arguments of SB3's ``OffPolicyAlgorithm``
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
+    #: base class of the algorithm's policies, and which of them stand for SB3's own
+    policy_base: ClassVar[type[SoftPolicy]]
+    sb3_equivalents: ClassVar[Mapping[type[Any], type[SoftPolicy]]] = {}
+    #: its name, also of its runs in TensorBoard
+    log_name: ClassVar[str]
     #: options that are chosen once: what was built for one value has no place for another
     fixed_options: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("value_network", "use_sde", "n_steps", "soft_n_step", "policy_kwargs"),
-            *("buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage"),
-        )
+        ("n_steps", "policy_kwargs", "buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage")
     )
     _cached_options: ClassVar[list[str] | None] = None
-    policy: SoftACPolicy
+    policy: SoftPolicy
     temperature: Temperature
-    actor: Any = _network("actor")
-    critic: StackedCritics = _network("critic")
-    critic_target: StackedCritics | None = _network("critic_target")
-    value_net: ValueNetwork | None = _network("value_net")
-    value_net_target: ValueNetwork | None = _network("value_net_target")
+    actor: Any = policy_network("actor")
+    critic: StackedCritics = policy_network("critic")
+    critic_target: StackedCritics | None = policy_network("critic_target")
 
     # Options that the methods of this class read; the constructor of each algorithm sets them.
     learning_rate: float | str | Schedule  # type: ignore[assignment]  # SB3 takes no strings
-    value_network: bool
-    soft_n_step: bool
-    policy_delay: int
     target_update_interval: int
+    # And those that not every algorithm has.
+    soft_n_step: bool = False
+    policy_delay: int = 1
     compile: Compile
 
     def __init__(
@@ -95,15 +93,11 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._runtime = Runtime()
         if env is not None:
             env = self._wrap_env(maybe_make_env(env, sb3["verbose"]), sb3["verbose"])
-            check_action_space(env.action_space, sb3["use_sde"])  # SB3 asserts some of it
+            check_action_space(env.action_space, sb3.get("use_sde", False), self.log_name)  # SB3 asserts some of it
             check_wrappers(env)
-        for name, value in (("use_sde", sb3["use_sde"]), ("value_network", self.value_network)):
-            if (policy_kwargs or {}).get(name, value) != value:
-                raise ValueError(
-                    f"`policy_kwargs` contains {name}, but it must be an argument of {type(self).__name__} itself."
-                )
+        resolved = self._resolve_policy(policy)
         super().__init__(
-            self._resolve_policy(policy),
+            resolved,
             cast(GymEnv, env),  # None while a model is loaded
             # SB3 writes into both dicts: what the user passed stays as it was.
             replay_buffer_kwargs=dict(replay_buffer_kwargs or {}),
@@ -112,6 +106,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             support_multi_env=True,
             **sb3,
         )
+        policy_class = self.policy_aliases[resolved] if isinstance(resolved, str) else resolved
+        check_policy_kwargs(policy_class, policy_kwargs or {}, self._policy_options(), type(self).__name__)
         self._automatic_replay_buffer = self.replay_buffer_class is None
         #: what the weights in a saved file were built for; None until they are built
         self._built_for: dict[str, Any] | None = None
@@ -125,6 +121,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     @abstractmethod
     def _check_architecture(self) -> None:
         """Refuse options that the weights of a loaded model have no place for."""
+
+    @abstractmethod
+    def _policy_options(self) -> dict[str, Any]:
+        """Options that the policy is built with, by the names of its arguments."""
 
     @abstractmethod
     def _make_temperature(self) -> Temperature:
@@ -146,20 +146,20 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if isinstance(policy, str):
             if policy in cls.policy_aliases:
                 return policy
-        elif isinstance(policy, type) and issubclass(resolved := SB3_EQUIVALENTS.get(policy, policy), SoftACPolicy):
+        elif isinstance(policy, type) and issubclass(resolved := cls.sb3_equivalents.get(policy, policy), cls.policy_base):
             return resolved
         raise ValueError(
             f"`policy` is {policy!r}, but it must be one of {', '.join(map(repr, cls.policy_aliases))} "
-            "or a subclass of SoftACPolicy."
+            f"or a subclass of {cls.policy_base.__name__}."
         )
 
     def _setup_model(self) -> None:
         self._check_architecture()
-        check_action_space(self.action_space, self.use_sde)
+        check_action_space(self.action_space, self.use_sde, self.log_name)
         self.__dict__.update(self._check_options(self._options()))
-        self.policy_kwargs = {**self.policy_kwargs, "use_sde": self.use_sde}
-        if self.value_network:
-            self.policy_kwargs["value_network"] = True
+        options = self._policy_options()
+        chosen = {name: value for name, value in options.items() if value not in (None, False)}
+        self.policy_kwargs = {name: value for name, value in self.policy_kwargs.items() if name not in options} | chosen
         self._setup_host()
         self.temperature = self._make_temperature().to(self.device)
         self._runtime = Runtime(self._runtime.set_up)  # `load` leaves the constructor's one behind
@@ -171,9 +171,9 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._runtime.options = self._option_values()
 
     def _options(self) -> dict[str, Any]:
-        """All options as they are now, and whether the replay buffer was left to SB3."""
+        """All options as they are now, whether the replay buffer was left to SB3, and the name of the algorithm."""
         options = {name: getattr(self, name) for name in self._option_names() if hasattr(self, name)}
-        return {**options, "automatic_replay_buffer": self._automatic_replay_buffer}
+        return {**options, "automatic_replay_buffer": self._automatic_replay_buffer, "algorithm": self.log_name}
 
     def _option_values(self) -> tuple[Any, ...]:
         return tuple(map(self.__dict__.get, self._cached_option_names()))
@@ -319,7 +319,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     def _current_update(self) -> Update:
         """The gradient step of the networks, the temperature and the options that the model has now."""
         runtime, policy = self._runtime, self.policy
-        networks = (policy.actor, policy.critic, policy.critic_target, policy.value_net, policy.value_net_target)
+        networks = policy.networks()
         if len(runtime.networks) != len(networks) or any(map(operator.is_not, networks, runtime.networks)):
             self._adopt_networks()
             runtime.networks = networks

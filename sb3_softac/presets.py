@@ -1,11 +1,11 @@
-"""Published implementations as named arguments of ``SoftAC``.
+"""Published implementations as named arguments of ``SoftAC`` and ``SoftQL``.
 
 Each constant is a read-only mapping of keyword arguments::
 
     SoftAC("MlpPolicy", env, **presets.SPINNINGUP)
     SoftAC("MlpPolicy", env, **presets.get("spinningup", batch_size=256, policy_kwargs={"n_critics": 4}))
 
-What a preset does not name has ``SoftAC``'s default.
+What a preset does not name has the default of its algorithm.
 
 RL Zoo takes the name: ``-params preset:spinningup``, or ``preset: spinningup`` in a hyper-parameter file. docs/presets.md
 lists the source of each, and what it does not reproduce.
@@ -162,7 +162,46 @@ DROQ = _preset(
     policy_kwargs={"net_arch": [256, 256], "n_critics": 2, "dropout_rate": 0.01, "layer_norm": True},
 )
 
-#: all of them by name
+#: 1702.08165's own code, ``SoftQL``: one critic, targets that are copied
+SOFTQLEARNING = _preset(
+    learning_rate=3e-4,
+    buffer_size=1_000_000,
+    learning_starts=1000,
+    random_steps=0,
+    batch_size=128,
+    tau=1.0,
+    gamma=0.99,
+    train_freq=1,
+    gradient_steps=1,
+    ent_coef=1.0,
+    target_update_interval=1000,
+    target_q="min",
+    kernel_particles=16,
+    kernel_update_ratio=0.5,
+    value_particles=16,
+    value_proposal="uniform",
+    policy_kwargs={"net_arch": [128, 128], "n_critics": 1, "sampler": "mlp"},
+)
+
+#: the ``SQL`` of softlearning, ``SoftQL``: two critics, targets that follow slowly, a Gaussian sampler
+SOFTLEARNING_SQL = _preset(
+    SOFTQLEARNING,
+    random_steps=10_000,
+    batch_size=256,
+    tau=0.005,
+    target_update_interval=1,
+    policy_kwargs={"net_arch": [256, 256], "n_critics": 2, "sampler": "gaussian"},
+)
+
+#: reward scales of both for MuJoCo tasks
+SOFTQL_REWARD_SCALES: Mapping[str, float] = MappingProxyType(
+    {"Swimmer": 30.0, "Hopper": 30.0, "HalfCheetah": 30.0, "Walker2d": 10.0, "Ant": 300.0, "Humanoid": 100.0}
+)
+
+#: those of ``SoftQL`` by name
+SOFTQL_PRESETS: Mapping[str, Preset] = MappingProxyType({"softqlearning": SOFTQLEARNING, "softlearning_sql": SOFTLEARNING_SQL})
+
+#: those of ``SoftAC`` by name
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "sb3": SB3,
@@ -185,11 +224,12 @@ def get(name: str, **overrides: Any) -> dict[str, Any]:
     """The arguments of a preset, with some replaced.
 
     :param name: name of the preset, such as ``"spinningup"``
-    :param overrides: arguments of ``SoftAC`` that replace those of the preset; ``policy_kwargs`` are replaced one by one
-    :return: keyword arguments of ``SoftAC``
+    :param overrides: arguments that replace those of the preset; ``policy_kwargs`` are replaced one by one
+    :return: keyword arguments of ``SoftAC``, or of ``SoftQL``
     :raises ValueError: unknown name
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"`preset` is {name!r}, but it must be one of {', '.join(map(repr, PRESETS))}.")
-    policy_kwargs = {**PRESETS[name]["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
-    return {**PRESETS[name], **overrides, "policy_kwargs": policy_kwargs}
+    every = {**PRESETS, **SOFTQL_PRESETS}
+    if not isinstance(name, str) or name not in every:
+        raise ValueError(f"`preset` is {name!r}, but it must be one of {', '.join(map(repr, every))}.")
+    policy_kwargs = {**every[name]["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
+    return {**every[name], **overrides, "policy_kwargs": policy_kwargs}

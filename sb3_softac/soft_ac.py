@@ -1,40 +1,32 @@
 """Soft actor-critic as a Stable-Baselines3 algorithm: its options, and the update that they describe."""
 
 import io
-import math
 import pathlib
 import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
-from sb3_softac.arguments import (
-    DEFAULT_LEARNING_RATE,
-    DEFAULT_TARGET_ENTROPY_SCALE,
-    check_architecture,
-    check_arguments,
-)
+from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
+from sb3_softac.arguments.soft_ac import check_architecture, check_arguments
+from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile
 from sb3_softac.files import conversion, export, to_sb3
-from sb3_softac.networks import SoftACPolicy
+from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
 from sb3_softac.update import (
     ActorCriticSettings,
     ActorCriticUpdate,
     ActorQ,
     CriticReduction,
-    LearnedTemperature,
-    Temperature,
     TemperatureUpdate,
     Update,
-    make_temperature,
 )
 
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
@@ -104,6 +96,17 @@ class SoftAC(SoftAlgorithm):
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
+    log_name = "SoftAC"
+    policy_base = SoftACPolicy
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    sb3_equivalents = SB3_EQUIVALENTS
+    fixed_options = ConfiguredAlgorithm.fixed_options | {"value_network", "use_sde", "soft_n_step"}
+    value_net: ValueNetwork | None = policy_network("value_net")
+    value_net_target: ValueNetwork | None = policy_network("value_net_target")
     #: the gradient step; a subclass may replace it
     update_class: ClassVar[type[Update]] = ActorCriticUpdate
 
@@ -156,8 +159,7 @@ class SoftAC(SoftAlgorithm):
         max_grad_norm: float | None = None,
         compile: Compile = "auto",
     ) -> None:
-        if env is None and _init_setup_model:  # `load` builds a model without one, and sets it up later
-            raise ValueError("`env` is None, but it must be an environment or the name of a registered one.")
+        require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
         self.target_update_interval = target_update_interval
         self.target_entropy = target_entropy
@@ -178,8 +180,6 @@ class SoftAC(SoftAlgorithm):
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
         self.compile: Compile = compile
-        #: the target entropy that replaced "auto", so that `load` can tell it from one that was asked for
-        self._automatic_target_entropy: float | None = None
         super().__init__(
             policy,
             env,
@@ -211,16 +211,15 @@ class SoftAC(SoftAlgorithm):
 
     # --- the update that the options describe -------------------------------------------------------------------------
 
-    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        if self._automatic_target_entropy is not None and options["target_entropy"] == self._automatic_target_entropy:
-            options["target_entropy"] = self.target_entropy = "auto"
-        set_up = self._runtime.set_up
-        return check_arguments(
-            options, self.observation_space, self.action_space, self.n_envs, weights_follow=set_up.weights_follow
-        )
+    def _check_arguments(self, options: dict[str, Any]) -> dict[str, Any]:
+        weights_follow = self._runtime.set_up.weights_follow
+        return check_arguments(options, self.observation_space, self.action_space, self.n_envs, weights_follow)
 
     def _check_architecture(self) -> None:
         self._built_for = check_architecture(self, self._built_for, self._runtime.set_up.expected_policy_kwargs)
+
+    def _policy_options(self) -> dict[str, Any]:
+        return {"use_sde": self.use_sde, "value_network": self.value_network}
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -233,54 +232,8 @@ class SoftAC(SoftAlgorithm):
             )
 
     def _apply_options(self, changed: Any) -> None:
-        if "target_entropy" in changed and self.target_entropy != "auto":  # it is no longer a fraction of anything
-            self._automatic_target_entropy = None
-            if "target_entropy_scale" not in changed:
-                self.target_entropy_scale = DEFAULT_TARGET_ENTROPY_SCALE
         super()._apply_options(changed)
         self._check_target_subset()
-        if {"ent_coef", "ent_coef_update"} & set(changed):
-            alpha = self.temperature.value.item()
-            self.temperature = self._make_temperature(clip_initial="ent_coef" not in changed).to(self.device)
-            if "ent_coef" not in changed and isinstance(self.temperature, LearnedTemperature):
-                self.temperature.set_value(alpha)
-            self._built_for = None
-            self._check_architecture()
-        elif isinstance(self.temperature, LearnedTemperature):
-            self._resolve_target_entropy()
-
-    def _make_temperature(self, clip_initial: bool = False) -> Temperature:
-        temperature = make_temperature(
-            self.ent_coef,
-            self.ent_coef_update,
-            self.ent_coef_max,
-            self._target_entropy(),
-            self._own_learning_rates().get("ent_coef", self.lr_schedule),
-            clip_initial=clip_initial or self._runtime.set_up.weights_follow,
-        )
-        if isinstance(temperature, LearnedTemperature):
-            self._resolve_target_entropy()
-        return temperature
-
-    def _resolve_target_entropy(self) -> None:
-        """Replace "auto" by its number, which users read."""
-        resolved = self._target_entropy()
-        self._automatic_target_entropy = resolved if self.target_entropy == "auto" else None
-        self.target_entropy = resolved
-
-    def _target_entropy(self) -> float:
-        """H̄ in nats, the one that was asked for or the automatic one."""
-        if not isinstance(self.action_space, spaces.Discrete):
-            return -float(get_action_dim(self.action_space)) if self.target_entropy == "auto" else float(self.target_entropy)
-        highest = math.log(self.action_space.n)
-        if self.target_entropy == "auto":
-            return self.target_entropy_scale * highest
-        if not float(self.target_entropy) < highest:
-            raise ValueError(
-                f"`target_entropy` is {self.target_entropy}, but it must be below log|A| = {highest:.4f}, the entropy of the "
-                f"uniform policy over {self.action_space.n} actions: the temperature would grow without end."
-            )
-        return float(self.target_entropy)
 
     def _make_update(self) -> Update:
         settings = ActorCriticSettings(
@@ -290,15 +243,6 @@ class SoftAC(SoftAlgorithm):
             target_subset=self.target_subset,
         )
         return self.update_class(self.policy, self.temperature, settings)
-
-    def _set_numbers(self, update: Update) -> None:
-        update.tau, update.reward_scale = self.tau, self.reward_scale
-        update.max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        if isinstance(self.temperature, LearnedTemperature):
-            self.temperature.target_entropy = float(self.target_entropy)
-            self.temperature.set_maximum(self.ent_coef_max)
-            with th.no_grad():
-                self.temperature.project(self.temperature.maximum)
 
     # --- other models and files ---------------------------------------------------------------------------------------
 

@@ -281,10 +281,11 @@ def _refuse_other_functions(source: BasePolicy, policy: SoftACPolicy) -> None:
     """
     clamped = {"log_std_mode": "state", "log_std_bounding": "clamp"}  # of SB3's own policy
     theirs, own = (clamped | each._get_constructor_parameters() for each in (source, policy))
-    names = ["activation_fn", "normalize_images", "features_extractor_class", "log_std_bounding"]
-    if own["log_std_bounding"] == "tanh":
+    names = ["activation_fn", "normalize_images", "features_extractor_class"]
+    names += [name for name in ("log_std_bounding", "sampler") if name in own]
+    if own.get("log_std_bounding") == "tanh":
         names.append("log_std_bounds")
-    if own["use_sde"]:
+    if own.get("use_sde"):
         names += ["use_expln", "clip_mean"]
     for name in names:
         if comparable(theirs.get(name)) != comparable(own[name]):

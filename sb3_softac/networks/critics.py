@@ -120,6 +120,13 @@ class _WithExtractor(WithPreprocessing, BaseModel):
             return self.extract_features(obs, self.features_extractor)
 
 
+def beside(features: th.Tensor, others: th.Tensor) -> th.Tensor:
+    """Features (B, F) beside (B, n), or beside each of (B, K, n): (B, F + n) or (B, K, F + n)."""
+    if others.ndim == 3:
+        features = features.unsqueeze(1).expand(-1, others.shape[1], -1)
+    return th.cat([features, others], dim=-1)
+
+
 class StackedCritics(_WithExtractor):
     """N critics Q_i(s, a) as one batched network behind one features extractor.
 
@@ -172,15 +179,17 @@ class StackedCritics(_WithExtractor):
         """The numbers that the chosen critics put out, k of them as the head has it.
 
         :param obs: (B, ...)
-        :param actions: (B, A), scaled to [−1, 1]; discrete ones (B,) or (B, 1), counted from 0, or None for all of them
+        :param actions: (B, A), or (B, K, A) for K actions in each state, scaled to [−1, 1]; discrete ones (B,) or (B, 1),
+            counted from 0, or None for all of them
         :param indices: critic indices (M,), a slice of the N critics, or None for all
-        :return: (M, B, k), or (M, B, |A|, k) for all discrete actions
+        :return: (M, B, k), or (M, B, K, k), or (M, B, |A|, k) for all discrete actions
         """
         features = self.features(obs)
         if not self.discrete:
             assert actions is not None, "only discrete actions can be enumerated"
-            numbers: th.Tensor = self.q_networks(th.cat([features, actions], dim=1), indices)
-            return numbers
+            inputs = beside(features, actions)
+            numbers: th.Tensor = self.q_networks(inputs.flatten(0, -2), indices)
+            return numbers if inputs.ndim == 2 else numbers.view(len(numbers), *inputs.shape[:-1], -1)
         numbers = self.q_networks(features, indices).unflatten(2, (self.n_actions, self.head.n_numbers))
         if actions is None:
             return numbers
@@ -190,7 +199,7 @@ class StackedCritics(_WithExtractor):
     def q_values(self, obs: PyTorchObs, actions: th.Tensor | None = None, indices: CriticIndices = None) -> th.Tensor:
         """Q_i(s, a) of the chosen critics; arguments as in :meth:`outputs`.
 
-        :return: (M, B), or (M, B, |A|) for all discrete actions
+        :return: (M, B), or (M, B, K) for K actions in each state, or (M, B, |A|) for all discrete actions
         """
         return self.head.expected_value(self.outputs(obs, actions, indices))
 

@@ -1,31 +1,28 @@
 """Actor, critics, value network and their targets, as an SB3 policy."""
 
-import functools
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
-    FlattenExtractor,
     NatureCNN,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac import policies as sb3_policies
 from torch import nn
 
-from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, check_policy_arguments
-from sb3_softac.networks.actors import Actor, CategoricalActor, LogStdBounding, LogStdMode, MakeEncoder, refuse_nan
+from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS, check_gaussian_arguments, check_network_arguments
+from sb3_softac.networks.actors import Actor, CategoricalActor, LogStdBounding, LogStdMode, refuse_nan
+from sb3_softac.networks.base import SoftPolicy, make_target
 from sb3_softac.networks.critics import ActionSpace, StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import ENCODERS, Encoder
 from sb3_softac.networks.ensemble import WeightInit
 from sb3_softac.networks.heads import HEADS, CriticHead
 
-Network = TypeVar("Network", StackedCritics, ValueNetwork)
 
-
-class SoftACPolicy(sb3_policies.SACPolicy):
+class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  # SB3 builds its own critics
     """Policy of ``SoftAC``: SB3's ``SACPolicy`` with stacked critics, an optional value network and more choices.
 
     :param observation_space: observation space
@@ -65,13 +62,10 @@ class SoftACPolicy(sb3_policies.SACPolicy):
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
-    compilable: bool = True  #: as in ``Actor``
-    actor: Any  #: Actor, or CategoricalActor for discrete actions: a union would hide the attributes of each
     critic: StackedCritics  # type: ignore[assignment]  # SB3 declares its own unstacked critics here
     critic_target: StackedCritics | None  # type: ignore[assignment]  # None with a value network
     value_net: ValueNetwork | None
     value_net_target: ValueNetwork | None
-    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     def __init__(
         self,
@@ -104,7 +98,8 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        n_critics, net_arch = check_policy_arguments(locals(), action_space, encoders=tuple(ENCODERS), heads=tuple(HEADS))
+        n_critics, net_arch = check_network_arguments(locals(), tuple(ENCODERS), tuple(HEADS), value_network)
+        check_gaussian_arguments(locals(), action_space)
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
         self.target_networks = target_networks
@@ -150,43 +145,24 @@ class SoftACPolicy(sb3_policies.SACPolicy):
         if not self.target_networks:
             return
         if self.value_net is not None:
-            self.value_net_target = _make_target(self.make_value_network(), self.value_net)
+            self.value_net_target = make_target(self.make_value_network(), self.value_net)
         else:
-            self.critic_target = _make_target(self.make_critic(), self.critic)
+            self.critic_target = make_target(self.make_critic(), self.critic)
 
-    def trained_parameters(self, network: nn.Module) -> list[nn.Parameter]:
-        """The parameters of actor, critics or value network that its own loss trains."""
-        shared = network is not self.actor and self.share_features_extractor
-        return [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
-
-    def add_optimizer(self, network: Any, learning_rate: float) -> None:
-        """Give ``network`` a new optimizer.
-
-        :param network: actor, critics or value network
-        :param learning_rate: of its first step
-        """
-        kwargs = dict(self.optimizer_kwargs)
-        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(
-            kwargs
-        ):
-            kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
-        make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
-        network.optimizer = make_optimizer(self.trained_parameters(network), lr=learning_rate, **kwargs)
+    def networks(self) -> tuple[nn.Module | None, ...]:
+        """All networks, targets too; None for one that this policy does not have."""
+        return *super().networks(), self.value_net, self.value_net_target
 
     def trained_networks(self) -> dict[str, Any]:
         """Actor, critics and value network by the names that their learning rates have."""
-        networks = {"actor": self.actor, "critic": self.critic, "value": self.value_net}
-        return {name: network for name, network in networks.items() if network is not None}
+        return super().trained_networks() | ({} if self.value_net is None else {"value": self.value_net})
 
     def targets(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs of an online network and the target that follows it."""
-        pairs = ((self.critic, self.critic_target), (self.value_net, self.value_net_target))
-        return [(online, target) for online, target in pairs if online is not None and target is not None]
-
-    def _encoder(self, network: str, **options: Any) -> MakeEncoder:
-        """The class of hidden layers of actor (``"pi"``) or critics (``"qf"``), with its options."""
-        chosen = self.encoder.get(network, "mlp") if isinstance(self.encoder, dict) else self.encoder
-        return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
+        pairs = super().targets()
+        if self.value_net is not None and self.value_net_target is not None:
+            pairs.append((self.value_net, self.value_net_target))
+        return pairs
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
         if isinstance(self.action_space, spaces.Discrete):
@@ -194,12 +170,6 @@ class SoftACPolicy(sb3_policies.SACPolicy):
             return CategoricalActor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
         kwargs = {**self.actor_kwargs, **self.log_std_kwargs, **self.init_kwargs, "encoder": self._encoder("pi")}
         return Actor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
-
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:  # type: ignore[override]  # SB3 names its own class
-        head: type[CriticHead] = HEADS[self.critic_head] if isinstance(self.critic_head, str) else self.critic_head
-        regularisation = {name: value for name, value in self.regularisation_kwargs.items() if value}
-        kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **regularisation), "head": head()}
-        return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
     def make_value_network(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
         kwargs = {**self.net_args, **self.init_kwargs, "share_features_extractor": self.share_features_extractor}
@@ -226,24 +196,6 @@ class SoftACPolicy(sb3_policies.SACPolicy):
             "encoder": self.encoder,
             "critic_head": self.critic_head,
         }
-
-    def set_training_mode(self, mode: bool) -> None:
-        """Switch batch normalisation and dropout of actor, critics and value network. Targets keep theirs."""
-        for network in (self.actor, self.critic, self.value_net):
-            # It is asked for in each step of an environment, mostly for what is already so.
-            if network is None:
-                continue
-            parts = (network, *network.children(), *network.features_extractor.modules())
-            if any(part.training != mode for part in parts):
-                network.set_training_mode(mode)
-        self.training = mode
-
-
-def _make_target(target: Network, online: Network) -> Network:
-    """Make ``target`` start as a copy of ``online``."""
-    target.load_state_dict(online.state_dict())
-    target.become_target()
-    return target
 
 
 MlpPolicy = SoftACPolicy

@@ -6,6 +6,8 @@ Knows of networks only what it needs to call them, and nothing of SB3's algorith
 from sb3_softac.update.actor_critic import ActorCriticSettings, ActorCriticUpdate, ActorQ
 from sb3_softac.update.base import Numbers, Settings, Update
 from sb3_softac.update.losses import CriticReduction
+from sb3_softac.update.soft_q import SoftQNoise, SoftQSettings, SoftQUpdate, ValueProposal
+from sb3_softac.update.svgd import Kernel, KernelValues, check_kernel_values, gaussian_kernel
 from sb3_softac.update.temperature import (
     FixedTemperature,
     LearnedTemperature,
@@ -21,12 +23,20 @@ __all__ = [
     "ActorQ",
     "CriticReduction",
     "FixedTemperature",
+    "Kernel",
+    "KernelValues",
     "LearnedTemperature",
     "LogTemperature",
     "Numbers",
     "Settings",
+    "SoftQNoise",
+    "SoftQSettings",
+    "SoftQUpdate",
     "Temperature",
     "TemperatureUpdate",
     "Update",
+    "ValueProposal",
+    "check_kernel_values",
+    "gaussian_kernel",
     "make_temperature",
 ]

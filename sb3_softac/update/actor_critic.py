@@ -155,17 +155,6 @@ class ActorCriticUpdate(Update):
         self.minimise(loss, networks.value_net, numbers, optimizer_step)
         return {"value_loss": loss.detach()}
 
-    def update_critics(
-        self, batch: Batch, target: th.Tensor, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
-    ) -> dict[str, th.Tensor]:
-        """One optimizer step of all critics towards y, (B,)."""
-        critic = self.networks.critic
-        outputs = critic.outputs(batch.observations, batch.actions)
-        loss = critic.head.loss(outputs, target)
-        grad_norm = self.minimise(loss, critic, numbers, optimizer_step)
-        q_value = critic.head.expected_value(outputs.detach()).mean()
-        return {"critic_loss": loss.detach(), "q_value": q_value, "grad_norm_critic": grad_norm}
-
     def update_actor(
         self,
         batch: Batch,
@@ -184,17 +173,6 @@ class ActorCriticUpdate(Update):
         loss = self._actor_loss(q, pi.log_prob, ent_coef)
         grad_norm = self.minimise(loss, networks.actor, numbers, optimizer_step)
         return {"actor_loss": loss.detach(), "grad_norm_actor": grad_norm}
-
-    def update_temperature(
-        self, pi: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
-    ) -> dict[str, th.Tensor]:
-        """One step of a learned α towards the target entropy."""
-
-        def apply(optimizer: th.optim.Optimizer, gradients: Any) -> None:
-            self.apply_gradients(optimizer, gradients, optimizer_step)
-
-        loss = self.temperature.update(pi.mean_log_prob(), numbers.target_entropy, numbers.ent_coef_max, apply)
-        return {} if loss is None else {"ent_coef_loss": loss}
 
     # --- random numbers --------------------------------------------------------------------------------------------
 

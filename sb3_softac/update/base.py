@@ -165,6 +165,30 @@ class Update(ABC):
         optimizer_step(optimizer, clipped)
         return norm
 
+    # --- what several algorithms do ------------------------------------------------------------------------------------
+
+    def update_critics(
+        self, batch: Batch, target: th.Tensor, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+    ) -> dict[str, th.Tensor]:
+        """One optimizer step of all critics towards y, (B,)."""
+        critic = self.networks.critic
+        outputs = critic.outputs(batch.observations, batch.actions)
+        loss = critic.head.loss(outputs, target)
+        grad_norm = self.minimise(loss, critic, numbers, optimizer_step)
+        q_value = critic.head.expected_value(outputs.detach()).mean()
+        return {"critic_loss": loss.detach(), "q_value": q_value, "grad_norm_critic": grad_norm}
+
+    def update_temperature(
+        self, pi: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+    ) -> dict[str, th.Tensor]:
+        """One step of a learned α towards the target entropy."""
+
+        def apply(optimizer: th.optim.Optimizer, gradients: Any) -> None:
+            self.apply_gradients(optimizer, gradients, optimizer_step)
+
+        loss = self.temperature.update(pi.mean_log_prob(), numbers.target_entropy, numbers.ent_coef_max, apply)
+        return {} if loss is None else {"ent_coef_loss": loss}
+
     @th.no_grad()
     def update_targets(self, numbers: Numbers) -> None:
         """θ̄ ← τθ + (1 − τ)θ̄, all parameters in one call."""

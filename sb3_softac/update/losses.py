@@ -1,9 +1,10 @@
-"""The equations of soft actor-critic, one function each: tensors in, tensors out.
+"""The equations of soft actor-critic and soft Q-learning, one function each: tensors in, tensors out.
 
 Shapes, the same everywhere: B batch size, N critics, A discrete actions. Everything that an equation holds constant is
 detached inside its function, so that a loss can only reach what it is meant to train. Sources are given by arXiv number.
 """
 
+import math
 from typing import Literal
 
 import torch as th
@@ -72,6 +73,82 @@ def discrete_soft_value(q: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor)
     """
     _check_all_actions(q=q, log_probs=log_probs)
     return (log_probs.exp() * (q - ent_coef * log_probs)).sum(dim=1)
+
+
+def boltzmann_log_probs(q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """log π(a|s) of the Boltzmann distribution π(a|s) ∝ exp(Q(s, a)/α) over discrete actions (1702.08165, eq. 4).
+
+    α = 0 is the limit: all the probability is on the largest Q. Log-probabilities are cut at −1000, where the probability is
+    0, so that p·log p is 0 there, too.
+
+    :param q: (B, A) reduced value of every action
+    :param ent_coef: () temperature α
+    :return: (B, A), in nats
+    """
+    return th.log_softmax(_above_maximum(q, ent_coef), dim=1)
+
+
+def boltzmann_value(q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """Soft value of discrete actions, exactly, V(s) = α·log Σ_a exp(Q(s, a)/α) (1702.08165, eq. 3).
+
+    :param q: (B, A) reduced value of every action
+    :param ent_coef: () temperature α; the largest Q at 0
+    :return: (B,)
+    """
+    return q.amax(dim=1) + ent_coef * _above_maximum(q, ent_coef).logsumexp(dim=1)
+
+
+def _above_maximum(q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """(Q − max Q)/α ≤ 0, cut at −1000."""
+    if q.ndim != 2:
+        raise ValueError(f"q has shape {tuple(q.shape)}, expected (B, A).")
+    return ((q - q.amax(dim=1, keepdim=True)) / ent_coef.clamp(min=th.finfo(q.dtype).tiny)).clamp(min=-1000.0)
+
+
+def particle_value(q: th.Tensor, log_density: float | th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """Soft value by importance sampling, V(s) = α·log (1/M Σ_j exp(Q(s, a_j)/α)/q(a_j)) with a_j ~ q (1702.08165, eq. 10).
+
+    Its expectation is below the integral, by Jensen's inequality; it becomes exact as M grows.
+
+    :param q: (B, M) reduced value of each particle
+    :param log_density: log q(a_j), (B, M) or one number, in nats; −A·log 2 for a uniform proposal on [−1, 1]^A
+    :param ent_coef: () temperature α, above 0
+    :return: (B,)
+    """
+    if q.ndim != 2 or (isinstance(log_density, th.Tensor) and log_density.shape != q.shape):
+        density = tuple(log_density.shape) if isinstance(log_density, th.Tensor) else ()
+        raise ValueError(f"q has shape {tuple(q.shape)}, log_density {density}, expected one (B, M).")
+    return ent_coef * ((q / ent_coef - log_density).logsumexp(dim=1) - math.log(q.shape[1]))
+
+
+def squashed_target_log_density(q: th.Tensor, actions: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
+    """log p of the density that the sampler follows, Q(s, a)/α + Σ log(1 − a² + 1e-6), up to a constant.
+
+    The sum is the authors' squash correction (1702.08165, code). It keeps particles off the bounds, and makes the density of
+    the samples exp(Q/α)·Π(1 − a²) on [−1, 1]^A; see docs/algorithm.md.
+
+    :param q: (B, J) reduced value at the actions
+    :param actions: (B, J, A), scaled to [−1, 1]
+    :param ent_coef: () temperature α, above 0
+    :return: (B, J)
+    """
+    if actions.ndim != 3 or q.shape != actions.shape[:2]:
+        raise ValueError(f"q has shape {tuple(q.shape)}, actions {tuple(actions.shape)}, expected (B, J) and (B, J, A).")
+    return q / ent_coef + (1.0 - actions.square() + 1e-6).log().sum(dim=2)
+
+
+def sampler_loss(actions: th.Tensor, direction: th.Tensor) -> th.Tensor:
+    """−mean_{B, I} ⟨a_i, Δ_i⟩, whose gradient moves the sampler's actions along Δ (1702.08165, eq. 14).
+
+    Deviation from the authors' code: a mean instead of a sum over states and particles, which Adam does not feel.
+
+    :param actions: a_i = tanh f(ξ_i, s), (B, I, A)
+    :param direction: Δ_i, (B, I, A), held constant
+    :return: ()
+    """
+    if actions.ndim != 3 or actions.shape != direction.shape:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}, direction {tuple(direction.shape)}, expected (B, I, A).")
+    return -(actions * direction.detach()).sum(dim=2).mean()
 
 
 def bellman_target(

@@ -1,0 +1,183 @@
+"""Checks of ``policy_kwargs``."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from gymnasium import spaces
+
+from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
+
+DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
+
+
+def _check_units(name: str, units: Any) -> list[int]:
+    if not isinstance(units, list | tuple):
+        refuse(name, units, "a list of layer sizes")
+    return [check_count(name, size, 1) for size in units]
+
+
+def _check_net_arch(net_arch: Any, value_network: bool) -> list[int] | dict[str, list[int]]:
+    if not isinstance(net_arch, dict):
+        return _check_units("net_arch", net_arch)
+    required, allowed = {"pi", "qf"}, {"pi", "qf", "vf"} if value_network else {"pi", "qf"}
+    if not required <= set(net_arch) <= allowed:
+        refuse(
+            "net_arch",
+            net_arch,
+            "a list, or a dict with the keys 'pi', 'qf' and, with `value_network=True` only, 'vf' (by default as 'qf')",
+        )
+    return {key: _check_units(f"net_arch[{key!r}]", units) for key, units in net_arch.items()}
+
+
+def _check_log_std(arguments: Mapping[str, Any]) -> None:
+    check_choice("log_std_mode", arguments["log_std_mode"], ("state", "free"))
+    check_choice("log_std_bounding", arguments["log_std_bounding"], ("clamp", "tanh"))
+    bounds = arguments["log_std_bounds"]
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        refuse("log_std_bounds", bounds, "a pair (low, high)")
+    low, high = (check_real("log_std_bounds", bound) for bound in bounds)
+    if not low < high:
+        refuse("log_std_bounds", bounds, "a pair (low, high) with low below high")
+    if arguments["use_sde"]:
+        unused = {"log_std_mode": "state", "log_std_bounding": "clamp", "log_std_bounds": DEFAULT_LOG_STD_BOUNDS}
+        for name, default in unused.items():
+            value = arguments[name]
+            if (tuple(value) if name == "log_std_bounds" else value) != default:
+                refuse(name, value, f"{default!r} with `use_sde=True`, which has a noise matrix of its own")
+    elif arguments["log_std_init"] is not None:
+        init = check_real("log_std_init", arguments["log_std_init"])
+        inside = low < init < high if arguments["log_std_bounding"] == "tanh" else low <= init <= high
+        if not inside:
+            refuse("log_std_init", init, f"inside `log_std_bounds`={tuple(bounds)}")
+
+
+def _check_activation(activation_fn: Any) -> None:
+    made = activation_fn() if callable(activation_fn) else None
+    if not hasattr(made, "parameters"):
+        refuse(
+            "activation_fn",
+            activation_fn,
+            "a class of activations such as torch.nn.ReLU, or functools.partial(torch.nn.LeakyReLU, 0.2)",
+        )
+    if any(True for _ in made.parameters()):  # type: ignore[union-attr]  # it has them
+        refuse("activation_fn", activation_fn, "without parameters, which all critics would share")
+
+
+def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...]) -> None:
+    """Encoders and heads are names, or user-defined classes."""
+    encoder = arguments["encoder"]
+    if isinstance(encoder, dict) and not set(encoder) <= {"pi", "qf"}:
+        refuse("encoder", encoder, "a name, a class, or a dict with the keys 'pi' and 'qf'")
+    for chosen in encoder.values() if isinstance(encoder, dict) else [encoder]:
+        if chosen not in encoders and not (isinstance(chosen, type) and hasattr(chosen, "build")):
+            refuse("encoder", chosen, f"one of {', '.join(map(repr, encoders))}, or a subclass of sb3_softac.networks.Encoder")
+    of_critics = encoder.get("qf", "mlp") if isinstance(encoder, dict) else encoder
+    for name, unused in (("layer_norm", False), ("dropout_rate", 0.0)):
+        if of_critics != "mlp" and arguments[name] != unused:
+            refuse(name, arguments[name], f"{unused} with `encoder`={of_critics!r}, which has layers of its own")
+    head = arguments["critic_head"]
+    if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
+        allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
+        refuse("critic_head", head, allowed)
+
+
+def check_network_arguments(
+    arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...], value_network: bool = False
+) -> tuple[int, list[int] | dict[str, list[int]]]:
+    """Check the policy arguments that every algorithm has.
+
+    :param arguments: argument values by name
+    :param encoders: names of encoders
+    :param heads: names of critic heads
+    :param value_network: whether there is a value network
+    :return: ``n_critics`` and ``net_arch``, with integers
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+    for name in ("target_networks", "layer_norm", "normalize_images"):
+        check_flag(name, arguments[name])
+    n_critics = check_count("n_critics", arguments["n_critics"], 1)
+    check_real("dropout_rate", arguments["dropout_rate"], 0.0)
+    if arguments["dropout_rate"] >= 1.0:
+        refuse("dropout_rate", arguments["dropout_rate"], "at least 0 and below 1")
+    check_choice("weight_init", arguments["weight_init"], ("default", "orthogonal", "xavier"))
+    if arguments["final_init_scale"] is not None:
+        check_real("final_init_scale", arguments["final_init_scale"], above=0.0)
+    net_arch = _check_net_arch([256, 256] if arguments["net_arch"] is None else arguments["net_arch"], value_network)
+    _check_activation(arguments["activation_fn"])
+    _check_building_blocks(arguments, encoders, heads)
+    return n_critics, net_arch
+
+
+def check_gaussian_arguments(arguments: Mapping[str, Any], action_space: spaces.Space[Any]) -> None:
+    """Check the policy arguments of ``SoftACPolicy`` alone.
+
+    :param arguments: argument values by name
+    :param action_space: of the environment
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+    for name in ("use_sde", "use_expln", "value_network", "share_features_extractor"):
+        check_flag(name, arguments[name])
+    if isinstance(action_space, spaces.Discrete):
+        unused: dict[str, Any] = {
+            "use_sde": False,
+            "log_std_init": None,
+            "use_expln": False,
+            "clip_mean": 2.0,
+            "log_std_mode": "state",
+        }
+        unused |= {"log_std_bounds": DEFAULT_LOG_STD_BOUNDS, "log_std_bounding": "clamp"}
+        refuse_for_discrete_actions(arguments, unused)
+    _check_log_std(arguments)
+    if not arguments["use_sde"]:
+        for name, default in (("use_expln", False), ("clip_mean", 2.0)):
+            if arguments[name] != default:
+                refuse(name, arguments[name], f"{default} with `use_sde=False`, which would ignore it")
+
+
+def check_sampler_arguments(arguments: Mapping[str, Any], action_space: spaces.Space[Any], samplers: tuple[str, ...]) -> None:
+    """Check the policy arguments of ``SoftQLPolicy`` alone.
+
+    :param arguments: argument values by name
+    :param action_space: of the environment
+    :param samplers: names of samplers
+    :raises ValueError: a value out of range, or an option of the sampler where there is none
+    """
+    sampler = arguments["sampler"]
+    if isinstance(action_space, spaces.Discrete):
+        refuse_for_discrete_actions(arguments, {"sampler": "mlp"})
+    if sampler not in samplers and not (isinstance(sampler, type) and hasattr(sampler, "particles")):
+        refuse("sampler", sampler, f"one of {', '.join(map(repr, samplers))}, or a subclass of sb3_softac.networks.Sampler")
+    if arguments["noise_dim"] is not None:
+        check_count("noise_dim", arguments["noise_dim"], 1)
+    check_count("kernel_particles", arguments["kernel_particles"], 1)
+    check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
+
+
+def check_policy_kwargs(
+    policy_class: type[Any], policy_kwargs: Mapping[str, Any], of_algorithm: Mapping[str, Any], algorithm: str
+) -> None:
+    """Refuse names that the policy does not take, and options of the algorithm with another value than there.
+
+    :param policy_class: class of the policy
+    :param policy_kwargs: what a user passed
+    :param of_algorithm: policy arguments that are options of the algorithm, with their values there
+    :param algorithm: its name
+    :raises ValueError: a name that must not be among them
+    """
+    for name, value in of_algorithm.items():
+        if policy_kwargs.get(name, value) != value:
+            raise ValueError(f"`policy_kwargs` contains {name}, but it must be an argument of {algorithm} itself.")
+    parameters = inspect.signature(policy_class.__init__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    allowed = [name for name in parameters if name not in ("self", "observation_space", "action_space", "lr_schedule")]
+    unknown = [name for name in policy_kwargs if name not in allowed]
+    if unknown:
+        matches = difflib.get_close_matches(unknown[0], allowed, n=1)
+        hint = f" Did you mean {matches[0]}?" if matches else ""
+        names = ", ".join(name for name in allowed if name not in of_algorithm)
+        raise ValueError(
+            f"`policy_kwargs` contains {unknown[0]!r}, which {policy_class.__name__} does not take.{hint} Allowed are {names}."
+        )

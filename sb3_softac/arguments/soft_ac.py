@@ -1,0 +1,79 @@
+"""Checks of the options of ``SoftAC``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gymnasium import spaces
+
+from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
+from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
+
+
+def check_architecture(
+    model: Any, built_for: Mapping[str, Any] | None, expected_policy_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Refuse options that the weights of a saved model have no place for.
+
+    :param model: a ``SoftAC``
+    :param built_for: what the weights were built for, or None if they are still to be built
+    :param expected_policy_kwargs: what a user passed to ``load``
+    :return: what the weights are built for
+    :raises ValueError: another architecture
+    """
+    if "batch_norm_stats" in vars(model):  # an attribute of SAC; others that have it have policies that are refused
+        raise ValueError(
+            "The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)), or of the path itself, takes it over."
+        )
+    now = {"value_network": model.value_network, "use_sde": model.use_sde, **temperature_weights(model)}
+    check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm=("use_sde", "value_network"))
+    return now
+
+
+def _check_exploration(arguments: Mapping[str, Any]) -> None:
+    for name in ("use_sde", "use_sde_at_warmup"):
+        check_flag(name, arguments[name])
+    if arguments["use_sde"]:
+        if arguments["use_sde_at_warmup"] and arguments["random_steps"] not in (None, 0):
+            refuse("random_steps", arguments["random_steps"], "None or 0 with `use_sde_at_warmup=True`, which replaces them")
+        return
+    for name, unused in (("use_sde_at_warmup", False), ("sde_sample_freq", -1)):
+        if arguments[name] != unused:
+            refuse(name, arguments[name], f"{unused} with `use_sde=False`, which would ignore it")
+
+
+def check_arguments(
+    arguments: Mapping[str, Any],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    n_envs: int,
+    weights_follow: bool = False,
+) -> dict[str, Any]:
+    """Check the arguments of ``SoftAC`` that need no network, and return those that have one normal form in it.
+
+    :param arguments: argument values by name
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :param n_envs: number of environments
+    :param weights_follow: whether another model is taken over
+    :return: as ``check_common_options``
+    :raises ValueError: a value out of range, or options that contradict each other
+    """
+    normal = check_common_options(arguments, observation_space, n_envs, weights_follow)
+    for name, low in (("policy_delay", 1), ("sde_sample_freq", -1)):
+        normal[name] = check_count(name, arguments[name], low)
+    if arguments["target_subset"] is not None:
+        normal["target_subset"] = check_count("target_subset", arguments["target_subset"], 1)
+    for name in ("value_network", "soft_n_step"):
+        check_flag(name, arguments[name])
+    if arguments["soft_n_step"] and normal["n_steps"] == 1:
+        refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
+    check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
+    if arguments["value_network"] and arguments["actor_q"] == "target_min":
+        refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `value_network=True`, which has no target critics")
+    if not arguments["value_network"] and arguments["value_learning_rate"] is not None:
+        refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
+    if isinstance(action_space, spaces.Discrete):
+        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False}
+        refuse_for_discrete_actions(arguments, unused)
+    _check_exploration(arguments)
+    return normal

@@ -1,0 +1,105 @@
+"""What the policies of all algorithms have in common: critics with their targets, an actor, and an optimizer for each."""
+
+import functools
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from torch import nn
+
+from sb3_softac.networks.critics import StackedCritics, ValueNetwork
+from sb3_softac.networks.encoders import ENCODERS, Encoder
+from sb3_softac.networks.heads import HEADS, CriticHead
+
+Network = TypeVar("Network", StackedCritics, ValueNetwork)
+
+
+class SoftPolicy(BasePolicy):
+    """Base class of our policies. A subclass builds the networks, and says what else of them is trained."""
+
+    compilable: bool = True  #: as in ``Actor``
+    actor: Any  #: one of several classes: a union would hide the attributes of each
+    critic: StackedCritics
+    critic_target: StackedCritics | None
+    default_features_extractor_class: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    # What the constructor of a subclass sets before it builds the networks.
+    encoder: str | type[Encoder] | dict[str, Any]
+    critic_head: str | type[CriticHead]
+    net_args: dict[str, Any]  # what all networks are made with
+    critic_kwargs: dict[str, Any]
+    init_kwargs: dict[str, Any]
+    regularisation_kwargs: dict[str, Any]
+    share_features_extractor: bool = False
+
+    def networks(self) -> tuple[nn.Module | None, ...]:
+        """All networks, targets too; None for one that this policy does not have."""
+        return self.actor, self.critic, self.critic_target
+
+    def trained_parameters(self, network: nn.Module) -> list[nn.Parameter]:
+        """The parameters of actor, critics or value network that its own loss trains."""
+        shared = network is not self.actor and self.share_features_extractor
+        return [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
+
+    def add_optimizer(self, network: Any, learning_rate: float) -> None:
+        """Give ``network`` a new optimizer.
+
+        :param network: actor, critics or value network
+        :param learning_rate: of its first step
+        """
+        kwargs = dict(self.optimizer_kwargs)
+        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(
+            kwargs
+        ):
+            kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
+        make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
+        network.optimizer = make_optimizer(self.trained_parameters(network), lr=learning_rate, **kwargs)
+
+    def trained_networks(self) -> dict[str, Any]:
+        """Networks with an optimizer, by the names that their learning rates have."""
+        return {"actor": self.actor, "critic": self.critic}
+
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Pairs of an online network and the target that follows it."""
+        return [] if self.critic_target is None else [(self.critic, self.critic_target)]
+
+    def acting_module(self) -> nn.Module:
+        """What maps observations to actions, as a copy that stands alone: ``forward(obs, deterministic)``.
+
+        Actions are scaled to [−1, 1], discrete ones count from 0.
+        """
+        actor: nn.Module = self.make_actor()
+        actor.load_state_dict(self.actor.state_dict())
+        return actor
+
+    def make_actor(self) -> Any:
+        """A new actor."""
+        raise NotImplementedError
+
+    def _encoder(self, network: str, **options: Any) -> Any:
+        """The class of hidden layers of actor (``"pi"``) or critics (``"qf"``), with its options."""
+        chosen = self.encoder.get(network, "mlp") if isinstance(self.encoder, dict) else self.encoder
+        return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:
+        head: type[CriticHead] = HEADS[self.critic_head] if isinstance(self.critic_head, str) else self.critic_head
+        regularisation = {name: value for name, value in self.regularisation_kwargs.items() if value}
+        kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **regularisation), "head": head()}
+        return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch batch normalisation and dropout of all networks but targets. Those keep theirs."""
+        for network in self.trained_networks().values():
+            # It is asked for in each step of an environment, mostly for what is already so.
+            parts = (network, *network.children(), *network.features_extractor.modules())
+            if any(part.training != mode for part in parts):
+                network.set_training_mode(mode)
+        self.training = mode
+
+
+def make_target(target: Network, online: Network) -> Network:
+    """Make ``target`` start as a copy of ``online``."""
+    target.load_state_dict(online.state_dict())
+    target.become_target()
+    return target
