@@ -1,4 +1,4 @@
-"""How fast SoftAC trains, next to SB3's SAC and SBX's, and how far that is from the limit of the arithmetic.
+"""How fast SoftAC trains, next to SB3's SAC and SBX's, and how far that is from the limit of the arithmetic; and SoftQL.
 
     pip install -e ".[mujoco,plots,sbx]"
     python benchmarks/speed.py --output docs/speed
@@ -8,7 +8,8 @@ them works for a while, and the others wait. Figures are medians over the rounds
 machines are noisy. Cases of the kind "updates" call `train()` on a filled replay buffer; "learn" and "act" call `learn()` on
 HalfCheetah-v5, "act" with policy actions and without updates. Compilers start with empty caches. Writes OUTPUT.csv and
 OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
-the given words, and keeps the others of a file that is there. --profile shows where the time of SoftAC goes in one case.
+the given words, and keeps the others of a file that is there. SoftQL has no peer: its cases, called "SoftQL ...",
+compare compiled steps with eager ones. --profile shows where the time of SoftAC goes in one case.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from typing import Any
 import numpy as np
 
 PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
+#: of the cases of soft Q-learning
+SOFT_QL_PEERS = {"SoftQL eager": "SoftQL", "SoftQL compiled": "SoftQL"}
 PACKAGES = ("sb3-softac", "stable-baselines3", "torch", "sbx-rl", "jax", "gymnasium", "mujoco", "numpy")
 
 
@@ -50,6 +53,7 @@ class Case:
     gradient_steps: int = 1
     batch_size: int = 256
     n_envs: int = 1
+    particles: int = 0  # of soft Q-learning, for its value and its kernel; 0 for soft actor-critic
 
     @property
     def flop(self) -> float:
@@ -57,11 +61,20 @@ class Case:
 
         Critics: targets, values of the batch, values of the policy's actions forward; weights and hidden layers backward for
         the critic loss, all layers' inputs for the actor loss. Actor: both states forward, weights and hidden layers backward.
+
+        Soft Q-learning: critics of the batch forward and backward, target critics at all value particles; sampler at all
+        kernel particles forward, and backward for half of them; critics at the other half forward, and all layers' inputs.
         """
 
         def forward(*units: int) -> tuple[float, float]:
             layers = [2.0 * self.batch_size * a * b for a, b in itertools.pairwise(units)]
             return sum(layers), layers[0]
+
+        if self.particles:
+            critic, critic_first = forward(self.obs_dim + self.action_dim, *self.net_arch, 1)
+            sampler, sampler_first = forward(self.obs_dim + self.action_dim, *self.net_arch, self.action_dim)
+            of_critics = 3.0 * critic - critic_first + 2.0 * self.particles * critic
+            return self.n_critics * of_critics + self.particles * (2.0 * sampler - 0.5 * sampler_first)
 
         critic, critic_first = forward(self.obs_dim + self.action_dim, *self.net_arch, 1)
         actor, actor_first = forward(self.obs_dim, *self.net_arch, 2 * self.action_dim)
@@ -89,7 +102,19 @@ def _cases() -> list[Case]:
     ]
     cases += [Case(f"batch {size}", batch_size=size) for size in (64, 1024)]
     cases += [Case(f"width {width}", net_arch=(width, width)) for width in (64, 128, 512)]
-    return cases + [Case(f"{n} critics", n_critics=n) for n in (1, 5)]
+    cases += [Case(f"{n} critics", n_critics=n) for n in (1, 5)]
+    # As published for HalfCheetah, with other numbers of particles, and as wide as SoftAC's default.
+    published: dict[str, Any] = {"net_arch": (128, 128), "n_critics": 1, "batch_size": 128}
+    for threads in (1, 2):
+        suffix = f", {threads} thread{'s' * (threads > 1)}"
+        cases.append(Case(f"SoftQL 2x128, 16 particles{suffix}", threads=threads, particles=16, **published))
+    cases += [Case(f"SoftQL 2x128, {n} particles, 1 thread", threads=1, particles=n, **published) for n in (4, 8, 32, 64)]
+    return [*cases, Case("SoftQL 2x256, 16 particles, 2 threads", particles=16, n_critics=1)]
+
+
+def peers_of(case: Case, chosen: list[str]) -> list[str]:
+    """Who is measured in a case; the others are compared with the first."""
+    return list(SOFT_QL_PEERS) if case.particles else chosen
 
 
 def make_spaces(case: Case) -> Any:
@@ -114,6 +139,11 @@ def make_model(case: Case, peer: str) -> Any:
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": list(case.net_arch), "n_critics": case.n_critics}}
     kwargs |= {"batch_size": case.batch_size, "learning_starts": 0, "seed": 0}
     kwargs["gradient_steps"] = 0 if case.kind == "act" else case.gradient_steps
+    if peer in SOFT_QL_PEERS:
+        from sb3_softac import SoftQL
+
+        kwargs |= {"kernel_particles": case.particles, "value_particles": case.particles}
+        return SoftQL("MlpPolicy", env, device="cpu", compile=peer.endswith("compiled"), **kwargs)
     if PEERS[peer] == "SoftAC":
         from sb3_softac import SoftAC
 
@@ -260,7 +290,7 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
             "peer": peer,
             "unit": "gradient steps/s" if case.kind == "updates" else "environment steps/s",
             "median": round(statistics.median(rates[peer]), 2),
-            "ratio": round(statistics.median(a / b for a, b in zip(rates[peer], rates["SB3"], strict=True)), 3),
+            "ratio": round(statistics.median(a / b for a, b in zip(rates[peer], rates[peers[0]], strict=True)), 3),
             "lowest": round(min(rates[peer]), 2),
             "highest": round(max(rates[peer]), 2),
             "first_calls_s": round(started[peer], 2),
@@ -279,12 +309,12 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
 
 
 def profile(case: Case) -> str:
-    """How many milliseconds of a gradient step oneDNN multiplies, in both ways of SoftAC, as Markdown."""
+    """How many milliseconds of a gradient step oneDNN multiplies, in both ways of ours, as Markdown."""
     import torch as th
 
     lines = [f"| {case.name} | products by oneDNN, ms | all else, ms | together, ms |", "|---" * 4 + "|"]
     th.set_num_threads(case.threads)
-    for peer in ("SoftAC eager", "SoftAC compiled"):
+    for peer in peers_of(case, ["SoftAC eager", "SoftAC compiled"]):
         work = prepare(case, peer)
         for _ in range(5):  # compiles
             work()
@@ -327,7 +357,19 @@ def by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
 
 def report(rows: list[dict[str, Any]]) -> str:
     """Speeds with their ratios to SB3's, then memory, compile times and the distance to the limit, as Markdown."""
-    table = by_case(rows)
+    soft_ql = {name: peers for name, peers in by_case(rows).items() if not set(peers) - set(SOFT_QL_PEERS)}
+    table = {name: peers for name, peers in by_case(rows).items() if name not in soft_ql}
+    lines = ["| case | SoftQL eager | SoftQL compiled | limit |", "|---" * 4 + "|"] if soft_ql else []
+    for name, (eager, compiled) in ((name, peers.values()) for name, peers in soft_ql.items()):
+        limit = 1e3 * float(eager["gemm_gflops"]) / float(eager["mflop"])
+        speeds = (
+            f"{_rounded(float(eager['median']))} | {_rounded(float(compiled['median']))} ({float(compiled['ratio']):.2f}x)"
+        )
+        lines.append(f"| {name} | {speeds} | {_rounded(limit)} |")
+    return "\n".join([*lines, *([""] if lines and table else []), *(_report_of_sac(table) if table else [])])
+
+
+def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     lines = ["| case | SB3 | SoftAC eager | SoftAC compiled | SBX | limit |", "|---" * 6 + "|"]
     for name, peers in table.items():
         cells = []
@@ -356,7 +398,7 @@ def report(rows: list[dict[str, Any]]) -> str:
             steps = _rounded(extra / saved) if saved > 0.0 else "never"
             sbx = f"{float(peers['SBX']['first_calls_s']):.1f}" if "SBX" in peers else ""
             lines.append(f"| {name} | {float(compiled['first_calls_s']):.1f} | {sbx} | {steps} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _rounded(value: float) -> str:
@@ -373,6 +415,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
+    rows = [row for row in rows if row["peer"] in PEERS]
     table = by_case(rows)
     figure, axes = plt.subplot_mosaic(
         [["ratios", "batch"], ["ratios", "width"], ["ratios", "critics"], ["ratios", "environments"]],
@@ -423,7 +466,7 @@ def _belongs(row: dict[str, Any], name: str) -> bool:
     standard = {field.name: str(field.default) for field in dataclasses.fields(Case) if field.name != "name"}
     standard["kind"] = "learn" if name == "environments" else "updates"
     free = {"batch": "batch_size", "width": "net_arch", "critics": "n_critics", "environments": "n_envs"}[name]
-    return all(str(row[field]) == value for field, value in standard.items() if field != free)
+    return all(str(row.get(field) or value) == value for field, value in standard.items() if field != free)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -466,10 +509,10 @@ def main() -> None:
     for case in _cases():
         if args.only and not any(word in case.name for word in args.only):
             continue
-        measured = measure(case, peers, args.rounds, args.seconds)
+        measured = measure(case, peers_of(case, peers), args.rounds, args.seconds)
         rows = sorted([row for row in rows if row["case"] != case.name] + measured, key=lambda row: order[row["case"]])
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
         speeds = [f"{row['peer']} {row['median']:,.0f} ({row['ratio']:.2f}x)" for row in measured]
