@@ -150,7 +150,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             return resolved
         raise ValueError(
             f"`policy` is {policy!r}, but it must be one of {', '.join(map(repr, cls.policy_aliases))} "
-            f"or a subclass of {cls.policy_base.__name__}."
+            f"or a subclass of {cls.policy_base.__name__}. What another algorithm has saved is loaded by that one."
         )
 
     def _setup_model(self) -> None:

@@ -18,7 +18,7 @@ from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_S
 from sb3_softac.arguments.soft_ac import check_architecture, check_arguments
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile
-from sb3_softac.files import conversion, export, to_sb3
+from sb3_softac.files import conversion, export, to_sb3, warm_start
 from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
 from sb3_softac.update import (
     ActorCriticSettings,
@@ -292,7 +292,7 @@ class SoftAC(SoftAlgorithm):
         :raises ValueError: another kind of source, other spaces, networks of other shapes, or an α that has no place here
         """
         self._follow_options()
-        conversion.warm_start(self, source, temperature, SoftAC)
+        warm_start.warm_start(self, source, temperature, SoftAC, takes_sac=True)
         return self
 
     @classmethod

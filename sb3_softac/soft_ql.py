@@ -17,7 +17,7 @@ from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_S
 from sb3_softac.arguments.soft_ql import check_architecture, check_arguments, n_updated
 from sb3_softac.configuration import ConfiguredAlgorithm, require_environment
 from sb3_softac.engine import Compile
-from sb3_softac.files import conversion
+from sb3_softac.files import warm_start
 from sb3_softac.networks import SoftQLCnnPolicy, SoftQLMultiInputPolicy, SoftQLPolicy
 from sb3_softac.update import (
     CriticReduction,
@@ -217,14 +217,24 @@ class SoftQL(SoftAlgorithm):
 
     def _make_temperature(self, clip_initial: bool = False) -> Temperature:
         temperature = super()._make_temperature(clip_initial)
-        if isinstance(temperature, FixedTemperature) and isinstance(self.action_space, spaces.Box):
-            for progress in (1.0, 0.0):
-                if not float(temperature.schedule(progress)) > 0.0:
-                    raise ValueError(
-                        f"`ent_coef` is {self.ent_coef!r}, but it must stay above 0 with continuous actions: Q is divided by "
-                        "it. A schedule with an end, such as 'lin_1_0.01', does."
-                    )
+        for progress in (1.0, 0.0):
+            self._check_temperature(temperature, progress)
         return temperature
+
+    def _check_temperature(self, temperature: Temperature, progress: float) -> None:
+        """Refuse a temperature of 0 with continuous actions, where Q is divided by it."""
+        if isinstance(self.action_space, spaces.Discrete) or not isinstance(temperature, FixedTemperature):
+            return
+        value = float(temperature.schedule(progress))
+        if not value > 0.0:
+            raise ValueError(
+                f"`ent_coef` is {self.ent_coef!r}, which is {value:g} at a remaining progress of {progress:g}, but it must "
+                "stay above 0 with continuous actions: Q is divided by it. A schedule with an end, such as 'lin_1_0.01', does."
+            )
+
+    def _update_schedules(self) -> None:
+        self._check_temperature(self.temperature, max(self._current_progress_remaining, 0.0))
+        super()._update_schedules()
 
     def _make_update(self) -> Update:
         if self.value_proposal == "policy" and not self.policy.actor.has_density:
@@ -279,5 +289,5 @@ class SoftQL(SoftAlgorithm):
         :raises ValueError: another kind of source, other spaces, or networks of other shapes
         """
         self._follow_options()
-        conversion.warm_start(self, source, temperature, SoftQL)
+        warm_start.warm_start(self, source, temperature, SoftQL, takes_sac=False)
         return self

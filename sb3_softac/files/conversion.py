@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -23,7 +22,6 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-from sb3_softac.arguments import check_flag, comparable
 from sb3_softac.collect import close_trajectory
 from sb3_softac.networks import SoftACPolicy
 from sb3_softac.runtime import Runtime, SetUp
@@ -198,7 +196,7 @@ def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
     :raises ValueError: the networks of ``policy`` have other shapes, or share what ``sac`` does not
     """
     assert policy.critic_target is not None, "a value network is refused before"
-    _refuse_new_sharing(sac.policy, policy)
+    refuse_new_sharing(sac.policy, policy)
     try:
         policy.actor.load_state_dict(sac.actor.state_dict())
         policy.critic.load_state_dict(stack_critics(sac.critic.state_dict()))
@@ -214,7 +212,7 @@ def is_sac_data(data: Mapping[str, Any]) -> bool:
     return {"batch_norm_stats", "ent_coef"} <= set(data) and "top_quantiles_to_drop_per_net" not in data
 
 
-def _read_data(source: Any) -> dict[str, Any]:
+def read_data(source: Any) -> dict[str, Any]:
     data = load_from_zip_file(source, load_data=True, device="cpu")[0] or {}
     if isinstance(source, io.BufferedIOBase):
         source.seek(0)
@@ -228,7 +226,7 @@ def load_sac(source: Any, data: Mapping[str, Any] | None = None) -> SAC:
     :param data: its attributes, if they have been read
     :raises ValueError: another file
     """
-    data = _read_data(source) if data is None else data
+    data = read_data(source) if data is None else data
     if not is_sac_data(data):
         raise ValueError(f"`sac` is {str(source)!r}, but it must be a file that SB3's SAC saved.")
     # No replay buffer of any size or kind: SB3 would allocate it, or ask for an environment.
@@ -240,59 +238,7 @@ def load_sac(source: Any, data: Mapping[str, Any] | None = None) -> SAC:
     return sac
 
 
-def load_source(source: Any, ours: type[Any]) -> Any:
-    """The model to start from; a file is loaded without its replay buffer.
-
-    :param source: a model, a file name or a binary stream
-    :param ours: class of our models
-    :raises ValueError: neither a model nor a file of ``SoftAC`` or SB3's ``SAC``
-    """
-    if isinstance(source, SAC | ours):
-        return source
-    if not isinstance(source, str | pathlib.Path | io.BufferedIOBase):
-        raise ValueError(f"`source` is a {type(source).__name__}, but it must be a SoftAC, an SB3 SAC, or a file of one.")
-    data = _read_data(source)
-    if is_sac_data(data):
-        return load_sac(source, data)
-    if "_built_for" in data:  # one of ours
-        return ours.load(source, device="cpu")
-    raise ValueError(f"`source` is {str(source)!r}, but it must be a file that SoftAC or SB3's SAC saved.")
-
-
-def _refuse_other_spaces(source: Any, model: Any) -> None:
-    """Weights mean something else where actions are rescaled to other bounds, or counted from another number.
-
-    :raises ValueError: other actions, or another kind of observations
-    """
-    if source.action_space != model.action_space:
-        raise ValueError(
-            f"`source` does not fit this model: its action space is {source.action_space}, here it is {model.action_space}."
-        )
-    theirs, own = source.observation_space, model.observation_space
-    bounds_count = not isinstance(own, spaces.Box | spaces.Dict)
-    if type(theirs) is not type(own) or (bounds_count and theirs != own):
-        raise ValueError(f"`source` does not fit this model: its observation space is {theirs}, here it is {own}.")
-
-
-def _refuse_other_functions(source: BasePolicy, policy: SoftACPolicy) -> None:
-    """Refuse networks that would compute something else with the same weights.
-
-    :raises ValueError: an option that the shapes of the weights do not show
-    """
-    clamped = {"log_std_mode": "state", "log_std_bounding": "clamp"}  # of SB3's own policy
-    theirs, own = (clamped | each._get_constructor_parameters() for each in (source, policy))
-    names = ["activation_fn", "normalize_images", "features_extractor_class"]
-    names += [name for name in ("log_std_bounding", "sampler") if name in own]
-    if own.get("log_std_bounding") == "tanh":
-        names.append("log_std_bounds")
-    if own.get("use_sde"):
-        names += ["use_expln", "clip_mean"]
-    for name in names:
-        if comparable(theirs.get(name)) != comparable(own[name]):
-            raise ValueError(f"`source` does not fit this model: its {name} is {theirs.get(name)}, here it is {own[name]}.")
-
-
-def _refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
+def refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
     """Refuse to put the critics' features extractor in the place of the actor's.
 
     :raises ValueError: actor and critics share one here, and have two in ``source``
@@ -302,36 +248,6 @@ def _refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
         raise ValueError(
             "`share_features_extractor` is True, but it must be False: actor and critics of the source have one each."
         )
-
-
-def copy_weights(source: Any, model: Any) -> None:
-    """Copy the weights of all networks, and change nothing if one does not fit.
-
-    :raises ValueError: a network that only one side has, parameters of other shapes, other spaces, or another function of the
-        same weights
-    """
-    policy = model.policy
-    theirs: Tensors = {}
-    for name, network in source.policy.named_children():
-        convert: Any = stack_critics if isinstance(source, SAC) and name.startswith("critic") else dict
-        theirs |= {f"{name}.{key}": tensor for key, tensor in convert(network.state_dict()).items()}
-    own = policy.state_dict()
-    differing = [name for name in own if name in theirs and own[name].shape != theirs[name].shape]
-    if differing:
-        name = differing[0]
-        raise ValueError(
-            f"`source` does not fit this model: {name} has shape {tuple(theirs[name].shape)} there and "
-            f"{tuple(own[name].shape)} here."
-        )
-    for side, names, others in (("here", own, theirs), ("there", theirs, own)):
-        missing = [name for name in names if name not in others]
-        if missing:
-            name, tensor = missing[0], names[missing[0]]
-            raise ValueError(f"`source` does not fit this model: {name} of shape {tuple(tensor.shape)} exists only {side}.")
-    _refuse_new_sharing(source.policy, policy)
-    _refuse_other_functions(source.policy, policy)
-    _refuse_other_spaces(source, model)
-    policy.load_state_dict(theirs)
 
 
 def ent_coef_of(source: Any) -> float:
@@ -353,28 +269,6 @@ def copy_temperature(sac: SAC, temperature: Temperature) -> None:
         state = sac.ent_coef_optimizer.state[sac.log_ent_coef]
         if state:
             load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])
-
-
-def warm_start(model: Any, source: Any, temperature: bool, ours: type[Any]) -> None:
-    """See ``SoftAC.warm_start``."""
-    check_flag("temperature", temperature)
-    if temperature and not isinstance(model.temperature, LearnedTemperature):
-        raise ValueError(f"`temperature` is True, but `ent_coef`={model.ent_coef!r} is fixed: there is none to start from.")
-    source = load_source(source, ours)
-    ent_coef = ent_coef_of(source)
-    if temperature and ent_coef == 0.0 and model.ent_coef_update != "dual":
-        raise ValueError(
-            "`temperature` is True, but the temperature of the source is 0, where "
-            f"`ent_coef_update`={model.ent_coef_update!r} cannot start."
-        )
-    copy_weights(source, model)
-    for network in model.policy.trained_networks().values():
-        model.policy.add_optimizer(network, float(model.lr_schedule(1.0)))
-    model.temperature = model._make_temperature().to(model.device)
-    if temperature:
-        model.temperature.set_value(ent_coef)
-    if model.use_sde:
-        model.policy.reset_noise()  # from the weights that were copied
 
 
 def _continued_target_updates(sac: SAC, ours: Mapping[str, Any]) -> dict[str, Any]:

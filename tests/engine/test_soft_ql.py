@@ -172,7 +172,7 @@ def test_a_saved_model_goes_on_alike() -> None:
     model.train(5, batch_size=32)
     stream = io.BytesIO()
     model.save(stream)
-    loaded = SoftQL.load(io.BytesIO(stream.getvalue()), device="cpu")
+    loaded: Any = SoftQL.load(io.BytesIO(stream.getvalue()), device="cpu")
     loaded.replay_buffer = model.replay_buffer
     for each in (model, loaded):
         restart_generators()
