@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
+from sb3_softac.arguments.checks import refuse_for_discrete_actions
 from sb3_softac.arguments.soft_ql import check_architecture, check_arguments, n_updated
 from sb3_softac.configuration import ConfiguredAlgorithm, require_environment
 from sb3_softac.engine import Compile
@@ -206,6 +207,8 @@ class SoftQL(SoftAlgorithm):
     # --- the update that the options describe -------------------------------------------------------------------------
 
     def _check_arguments(self, options: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self.action_space, spaces.Discrete):
+            refuse_for_discrete_actions(options, {"kernel": gaussian_kernel})
         weights_follow = self._runtime.set_up.weights_follow
         return check_arguments(options, self.observation_space, self.action_space, self.n_envs, weights_follow)
 
@@ -256,6 +259,10 @@ class SoftQL(SoftAlgorithm):
     def _set_numbers(self, update: Update) -> None:
         super()._set_numbers(update)
         cast(SoftQLPolicy, self.policy).target_q = self.target_q
+        self._act_at_the_temperature()
+
+    def _act_at_the_temperature(self) -> None:
+        """Discrete actions are sampled at α, which the policy knows for itself, so that it also acts without the algorithm."""
         if isinstance(self.action_space, spaces.Discrete):
             self.policy.actor.ent_coef.copy_(self.temperature.value)
 
@@ -290,4 +297,12 @@ class SoftQL(SoftAlgorithm):
         """
         self._follow_options()
         warm_start.warm_start(self, source, temperature, SoftQL, takes_sac=False)
+        self._act_at_the_temperature()
         return self
+
+    def set_parameters(
+        self, load_path_or_dict: str | dict[str, Any], exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As in ``SoftAC``."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._act_at_the_temperature()

@@ -89,7 +89,11 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
 
 def _refuse_an_unused_learning_rate(arguments: Mapping[str, Any]) -> None:
     """``learning_rate`` counts where a network or a learned temperature has none of its own."""
-    exists = {"value": arguments.get("value_network", False), "ent_coef": is_learned(arguments["ent_coef"])}
+    exists = {
+        "actor": arguments.get("trains_actor", True),
+        "value": arguments.get("value_network", False),
+        "ent_coef": is_learned(arguments["ent_coef"]),
+    }
     names = [f"{owner}_learning_rate" for owner in LEARNING_RATE_OWNERS if exists.get(owner, True)]
     if arguments["learning_rate"] != DEFAULT_LEARNING_RATE and all(arguments[name] is not None for name in names):
         refuse("learning_rate", arguments["learning_rate"], f"left out where all have their own: {', '.join(names)}")

@@ -175,7 +175,7 @@ def check_policy_kwargs(
     allowed = [name for name in parameters if name not in ("self", "observation_space", "action_space", "lr_schedule")]
     unknown = [name for name in policy_kwargs if name not in allowed]
     if unknown:
-        matches = difflib.get_close_matches(unknown[0], allowed, n=1)
+        matches = difflib.get_close_matches(unknown[0], allowed, n=1, cutoff=0.75)
         hint = f" Did you mean {matches[0]}?" if matches else ""
         names = ", ".join(name for name in allowed if name not in of_algorithm)
         raise ValueError(

@@ -72,9 +72,11 @@ def check_arguments(
     :return: as ``check_common_options``
     :raises ValueError: a value out of range, or options that contradict each other
     """
-    normal = check_common_options(arguments, observation_space, n_envs, weights_follow)
+    discrete = isinstance(action_space, spaces.Discrete)
+    given = {**arguments, "trains_actor": not discrete}
+    normal = check_common_options(given, observation_space, n_envs, weights_follow)
     _check_sampler(arguments, normal)
-    if isinstance(action_space, spaces.Discrete):
+    if discrete:
         refuse_for_discrete_actions(arguments, OF_SAMPLER)
     elif is_learned(arguments["ent_coef"]):
         refuse(

@@ -53,8 +53,8 @@ def stein_direction(scores: th.Tensor, kernel: KernelValues) -> th.Tensor:
     :raises ValueError: shapes that do not belong together
     """
     check_kernel_values(kernel, scores.shape)
-    attraction = th.einsum("bji,bja->bia", kernel.values, scores)
-    return (attraction + kernel.gradients.sum(dim=1)) / scores.shape[1]
+    values, gradients = kernel
+    return (th.einsum("bji,bja->bia", values, scores) + gradients.sum(dim=1)) / scores.shape[1]
 
 
 def check_kernel_values(kernel: KernelValues, fixed: tuple[int, ...], n_updated: int | None = None) -> None:
@@ -65,10 +65,12 @@ def check_kernel_values(kernel: KernelValues, fixed: tuple[int, ...], n_updated:
     :param n_updated: I, if it is known
     :raises ValueError: other shapes than in ``KernelValues``
     """
-    shapes = [tuple(part.shape) if isinstance(part, th.Tensor) else type(part).__name__ for part in kernel]
+    if not isinstance(kernel, tuple) or not all(isinstance(part, th.Tensor) for part in kernel):
+        raise ValueError(f"`kernel` returned a {type(kernel).__name__}, but it must return `KernelValues`, two tensors.")
+    shapes = [tuple(part.shape) for part in kernel]
     batch, n_fixed, action_dim = fixed
     if n_updated is None:
-        n_updated = kernel[1].shape[2] if len(shapes) == 2 and len(shapes[1]) == 4 else 0
+        n_updated = shapes[0][2] if len(shapes[0]) == 3 else 0
     expected = [(batch, n_fixed, n_updated), (batch, n_fixed, n_updated, action_dim)]
     if shapes != expected:
         raise ValueError(
