@@ -13,6 +13,10 @@ import torch as th
 SMALLEST_BANDWIDTH = 1e-3
 
 
+#: numbers of values up to which a compiled :func:`lower_median` counts, which is quadratic in them
+MOST_COUNTED = 256
+
+
 class KernelValues(NamedTuple):
     """A kernel at all pairs of a fixed and an updated particle."""
 
@@ -36,12 +40,22 @@ def gaussian_kernel(fixed: th.Tensor, updated: th.Tensor) -> KernelValues:
     """
     differences = fixed.unsqueeze(2) - updated.unsqueeze(1)
     squared = differences.square().sum(dim=3)
-    pairs = squared.flatten(1)
-    # The compiler knows the largest of many, but no median.
-    median = pairs.topk(pairs.shape[1] // 2 + 1, dim=1, sorted=False).values.amin(dim=1)
-    bandwidth = (median / math.log(max(fixed.shape[1], 2))).clamp(min=SMALLEST_BANDWIDTH).view(-1, 1, 1)
+    bandwidth = (lower_median(squared.flatten(1)) / math.log(max(fixed.shape[1], 2))).clamp(min=SMALLEST_BANDWIDTH).view(-1, 1, 1)
     values = (-squared / bandwidth).exp()
     return KernelValues(values, (-2.0 / bandwidth * values).unsqueeze(3) * differences)
+
+
+def lower_median(values: th.Tensor) -> th.Tensor:
+    """The median of each row of (B, n), (B,); of an even number the lower one of the two in the middle.
+
+    The compiler knows no median. It can call ``topk``, but its threads would wait for that one; so where there are few values
+    it counts instead: the median is the smallest value that half of them do not exceed.
+    """
+    n_values = values.shape[1]
+    if not th.compiler.is_compiling() or n_values > MOST_COUNTED:
+        return values.topk(n_values // 2 + 1, dim=1, sorted=False).values.amin(dim=1)
+    n_below = (values.unsqueeze(2) >= values.unsqueeze(1)).sum(dim=2, dtype=values.dtype)
+    return values.masked_fill(n_below < (n_values + 1) // 2, math.inf).amin(dim=1)
 
 
 def stein_direction(scores: th.Tensor, kernel: KernelValues) -> th.Tensor:
