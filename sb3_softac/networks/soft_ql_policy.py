@@ -34,7 +34,9 @@ def best_of(actor: Sampler, critic: StackedCritics, target_q: CriticReduction, o
     """
     n_states = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
     actions = actor.particles(obs, actor.fixed_noise.expand(n_states, -1, -1)).actions
-    best = losses.reduce_critics(critic.q_values(obs, actions), target_q).argmax(dim=1)
+    q = losses.reduce_critics(critic.q_values(obs, actions), target_q)
+    refuse_nan(q)
+    best = q.argmax(dim=1)
     return actions.gather(1, best.view(-1, 1, 1).expand(-1, 1, actions.shape[2])).squeeze(1)
 
 
