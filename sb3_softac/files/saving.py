@@ -15,7 +15,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count
 from sb3_softac.collect import CollectingAlgorithm, StoredUpTo, check_compatible_buffer
 from sb3_softac.files.atomic import replacing
-from sb3_softac.files.export import is_exported
+from sb3_softac.files.exported import is_exported
 from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, Temperature
 

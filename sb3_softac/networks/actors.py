@@ -233,6 +233,11 @@ class CategoricalActor(WithPreprocessing, BasePolicy):
         latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
         return th.log_softmax(self.logits(latent), dim=1)
 
+    def candidates(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """All actions and their log π(a|s), both (B, |A|), for observations (B, ...)."""
+        log_probs = self.log_probs(obs)
+        return th.arange(log_probs.shape[1], device=log_probs.device).expand_as(log_probs), log_probs
+
     def action_distribution(self, obs: PyTorchObs, noise: None = None) -> ActionProbabilities:
         """π(·|s) as the probabilities of all actions, for observations (B, ...); nothing is drawn."""
         return ActionProbabilities(self.log_probs(obs))

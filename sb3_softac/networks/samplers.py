@@ -113,7 +113,7 @@ class Sampler(WithPreprocessing, BasePolicy):
         """
         if deterministic:
             raise ValueError("`deterministic` is True, but a sampler has no best action: the policy's `predict` chooses by Q.")
-        n_states = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        n_states = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
         return self.particles(obs, self.draw_noise(n_states, 1)).actions.squeeze(1)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
