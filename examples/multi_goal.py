@@ -226,7 +226,8 @@ def transfer(job: tuple[str, int, int, Path, dict[str, Any]]) -> dict[str, Any]:
     th.set_num_threads(1)
     goals = GOALS[seed % len(GOALS)][None]
     kind, own = ALGORITHMS["SoftQL"]
-    arguments = {**COMMON, **own, **settings, "learning_starts": 200, "random_steps": 0}
+    # The warm start begins with its own policy, the other one with 200 random steps.
+    arguments = {**COMMON, **own, **settings, "learning_starts": 200, "random_steps": None if start == TRANSFER[0] else 0}
     model = kind("MlpPolicy", MultiGoal(goals), seed=seed, device="cpu", **arguments)
     if start != TRANSFER[0]:
         model.warm_start(folder / "SoftQL-0")
