@@ -28,6 +28,10 @@ from sb3_softac.networks.preprocessing import WithPreprocessing, make_preprocess
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
 MakeEncoder = Callable[..., Encoder]
+# What an actor is given to act directly: its hidden layers, any of its linear layers, and a check of numbers for NaN.
+Layer = Callable[[th.Tensor], th.Tensor]
+ApplyLinear = Callable[[nn.Module, th.Tensor], th.Tensor]
+Check = Callable[[th.Tensor], None]
 
 
 def refuse_nan(values: th.Tensor) -> None:
@@ -148,6 +152,32 @@ class Actor(WithPreprocessing, sb3_policies.Actor):
             "log_std_bounding": self.log_std_bounding,
         }
 
+    def output_layers(self) -> list[nn.Module]:
+        """The layers behind the hidden ones."""
+        return [self.mu] if self.log_std_mode == "free" else [self.mu, self.log_std]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """Sample actions without calling modules, from the random numbers that ``predict`` draws.
+
+        :param flat: observations, (n, F)
+        :param hidden: evaluates the hidden layers
+        :param linear: evaluates a linear layer
+        :param check: raises an error if there is NaN in what it is given
+        :return: (n, A), scaled to [−1, 1]
+        """
+        values = hidden(flat)
+        mean_actions = linear(self.mu, values)
+        noise = th.randn(mean_actions.shape)
+        raw = self.log_std if self.log_std_mode == "free" else linear(self.log_std, values)
+        return noise.mul_(self._bounded(raw).exp()).add_(mean_actions).tanh_()
+
+    def _bounded(self, raw: th.Tensor) -> th.Tensor:
+        """log σ within its bounds."""
+        low, high = self.log_std_bounds
+        if self.log_std_bounding == "tanh":
+            return low + 0.5 * (high - low) * (1.0 + th.tanh(raw))
+        return raw.clamp(low, high)
+
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """Parameters of π(·|s) before the squashing.
 
@@ -159,10 +189,7 @@ class Actor(WithPreprocessing, sb3_policies.Actor):
         if self.use_sde:
             return mean_actions, self.log_std, {"latent_sde": latent}
         raw = self.log_std if self.log_std_mode == "free" else self.log_std(latent)
-        low, high = self.log_std_bounds
-        if self.log_std_bounding == "tanh":
-            return mean_actions, low + 0.5 * (high - low) * (1.0 + th.tanh(raw)), {}
-        return mean_actions, raw.clamp(low, high), {}
+        return mean_actions, self._bounded(raw), {}
 
     @property
     def draws_own_noise(self) -> bool:
@@ -227,6 +254,16 @@ class CategoricalActor(WithPreprocessing, BasePolicy):
         self.latent_pi = encoder(features_dim, net_arch, activation_fn)
         self.logits = nn.Linear(self.latent_pi.out_features, int(action_space.n))
         initialise_network(self.latent_pi, [self.logits], activation_fn, weight_init, final_init_scale)
+
+    def output_layers(self) -> list[nn.Module]:
+        """The layers behind the hidden ones."""
+        return [self.logits]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """Sample actions, (n,), without calling modules; arguments as in ``Actor``."""
+        probabilities = th.softmax(linear(self.logits, hidden(flat)), dim=1)
+        check(probabilities)
+        return th.multinomial(probabilities, 1).squeeze(1)
 
     def log_probs(self, obs: PyTorchObs) -> th.Tensor:
         """log π(a|s) of every action, (B, |A|) for observations (B, ...)."""

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_softac.networks.actors import MakeEncoder, initialise_network, refuse_nan
+from sb3_softac.networks.actors import ApplyLinear, Check, Layer, MakeEncoder, initialise_network, refuse_nan
 from sb3_softac.networks.critics import beside
 from sb3_softac.networks.distributions import ActionProbabilities, squashed_log_density
 from sb3_softac.networks.encoders import MLP
@@ -106,6 +106,15 @@ class Sampler(WithPreprocessing, BasePolicy):
         outputs: th.Tensor = self.mu(self.latent_pi(inputs.flatten(0, 1)))
         return Particles(th.tanh(outputs).view(noise.shape[0], noise.shape[1], -1))
 
+    def output_layers(self) -> list[nn.Module]:
+        """The layers behind the hidden ones."""
+        return [self.mu]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """Sample actions, (n, A), without calling modules; arguments as in ``Actor``."""
+        noise = self.draw_noise(len(flat), 1).squeeze(1)
+        return linear(self.mu, hidden(th.cat([flat, noise], dim=1))).tanh_()
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """One sampled action for each state, (B, A); which one is best is not for the sampler to say.
 
@@ -136,9 +145,20 @@ class GaussianSampler(Sampler):
     def build_outputs(self, features: int) -> None:
         self.log_std = nn.Linear(features, self.action_dim)
 
+    def output_layers(self) -> list[nn.Module]:
+        return [self.mu, self.log_std]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        noise, values = self.draw_noise(len(flat), 1).squeeze(1), hidden(flat)
+        return (linear(self.mu, values) + self._bounded(linear(self.log_std, values)).exp() * noise).tanh_()
+
+    @staticmethod
+    def _bounded(raw: th.Tensor) -> th.Tensor:
+        return 5.0 * th.tanh(raw / 5.0)
+
     def particles(self, obs: PyTorchObs, noise: th.Tensor) -> Particles:
         hidden = self.latent_pi(self.extract_features(obs, self.features_extractor))
-        log_std = 5.0 * th.tanh(self.log_std(hidden) / 5.0)
+        log_std = self._bounded(self.log_std(hidden))
         log_std = log_std.unsqueeze(1).expand_as(noise)
         pre_tanh = self.mu(hidden).unsqueeze(1) + log_std.exp() * noise
         flat = [tensor.flatten(0, 1) for tensor in (noise, log_std, pre_tanh)]
