@@ -2,8 +2,8 @@
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are MLPs on flat observations, and for these a few
 functions on the same weights do the same; on a GPU one captured graph does. Whatever is not exactly our own actor, made of
-known layers, falls back to ``predict()``, also if it is changed while it acts. How an actor samples from the outputs of its
-layers, it says itself (``sample_directly``).
+known layers, falls back to ``predict()``, also if it is changed while it acts. How an actor samples from what its layers put
+out, it says itself (``networks.ActsDirectly``).
 """
 
 import warnings
@@ -21,8 +21,7 @@ from torch import nn
 from sb3_softac import networks
 from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
-from sb3_softac.networks import MLP, CategoricalActor, SoftPolicy
-from sb3_softac.networks.distributions import SquashedGaussian
+from sb3_softac.networks import MLP, SoftPolicy
 from sb3_softac.networks.preprocessing import Floats
 
 Array = npt.NDArray[Any]
@@ -30,8 +29,6 @@ Array = npt.NDArray[Any]
 ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
 #: what ``predict`` calls of a policy
 POLICY_METHODS = ("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode")
-#: methods of our distribution: an attribute of one of these names would hide it
-DISTRIBUTION_METHODS = frozenset(name for name in dir(SquashedGaussian) if callable(getattr(SquashedGaussian, name)))
 
 
 def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
@@ -120,14 +117,8 @@ class CapturedActor:
 
     @th.no_grad()
     def _act(self) -> th.Tensor:
-        if not isinstance(self.actor, CategoricalActor):
-            actions: th.Tensor = self.actor(self.observations)
-            return actions
-        # A device fails for good when it draws from NaN: then the action is -1.
-        probabilities = self.actor.log_probs(self.observations).exp()
-        broken = probabilities.isnan().any(dim=1)
-        drawn = th.multinomial(probabilities.nan_to_num(nan=1.0), 1).squeeze(1)
-        return drawn.masked_fill(broken, -1)
+        actions: th.Tensor = self.actor.sample_on_device(self.observations)
+        return actions
 
     def __call__(self, observations: Array) -> Array:
         """As in ``DirectActor``."""
@@ -167,7 +158,6 @@ def is_plain_mlp(policy: SoftPolicy) -> bool:
         and "sample_directly" in vars(type(actor))
         and type(actor).__module__.startswith(networks.__name__)
         and type(actor.features_extractor) is FlattenExtractor
-        and not getattr(policy, "use_sde", False)
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
         and type(actor.latent_pi) is MLP
@@ -190,10 +180,8 @@ def has_own_methods(policy: SoftPolicy) -> bool:
     """Whether no method that ``predict`` would call has been replaced on an object: the guards do not see all of these."""
     if torch_internals.has_global_hooks() or not vars(policy).keys().isdisjoint(POLICY_METHODS):
         return False
-    distribution = getattr(policy.actor, "action_dist", None)
-    return distribution is None or (
-        type(distribution) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(distribution))
-    )
+    unaltered: bool = policy.actor.is_unaltered()
+    return unaltered
 
 
 def make_actor(policy: SoftPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:

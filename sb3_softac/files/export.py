@@ -1,4 +1,4 @@
-"""One file that maps raw observations to actions of the environment, as ONNX or TorchScript, and how to use it again.
+"""One file that maps raw observations to actions of the environment, as ONNX or TorchScript.
 
 Observations enter as the environment of the model returns them (images as SB3 stores them, channels first), a batch at a time;
 normalisation, one-hot encoding, rescaling to the action bounds and clipping are part of the file.
@@ -9,7 +9,7 @@ import json
 import pathlib
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -31,6 +31,15 @@ SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt"}
 TOLERANCE = 1e-5
 #: of two actions whose values differ by less, in units of 1 plus the larger one, either may be taken for the best
 AS_GOOD = 1e-5
+#: what is allowed where float32 itself is worse than these two, in units of its rounding error
+ROUNDING_ERRORS = 16.0
+
+
+class Rounding(NamedTuple):
+    """Largest rounding errors of float32."""
+
+    actions: float = 0.0  # as ``_Exported.distance`` measures them
+    values: float = 0.0  # of actions among which the best is taken
 
 
 class _Normalisation(nn.Module):
@@ -59,9 +68,7 @@ class _Exported(nn.Module):
     low: th.Tensor
     high: th.Tensor
 
-    def __init__(
-        self, policy: SoftPolicy, deterministic: bool, vec_normalize: VecNormalize | None, algorithm: str = "SoftAC"
-    ) -> None:
+    def __init__(self, policy: SoftPolicy, deterministic: bool, vec_normalize: VecNormalize | None, algorithm: str) -> None:
         super().__init__()
         self.deterministic = deterministic
         self.acting = policy.acting_module()
@@ -129,27 +136,52 @@ class _Exported(nn.Module):
                 module.features_extractor.register_forward_pre_hook(lambda _, inputs: (_to_double(inputs[0]),))
         return double
 
-    @th.no_grad()
-    def distance(self, actions: Observations, expected: Observations, observations: Observations) -> Any:
+    def distance(self, actions: Any, expected: Any, observations: Observations, slack: float = 0.0) -> Any:
         """How far each action is from the expected one, (B,), in units of the larger bound of its component, or of 1.
 
-        Where the best of several actions is taken, rounding may prefer another one that is as good. The distance is then that
-        to the nearest of these.
+        Where the best of several is taken, rounding may prefer another one that is as good. If both are among these, or near
+        to one of them, this distance to them counts.
+
+        :param actions: (B, ...)
+        :param expected: (B, ...)
+        :param observations: (B, ...), to which they belong
+        :param slack: by how much the value of an action may be below the best, besides ``AS_GOOD``
         """
+        both = np.asarray(actions, np.float64), np.asarray(expected, np.float64)
+        apart = self._apart(*both)
+        choices = self.choices(observations)
+        if choices is None:
+            return apart
+        candidates, values = choices
+        best = values.max(axis=1, keepdims=True)
+        as_good = values >= best - AS_GOOD * (1.0 + np.abs(best)) - slack
+        nearest = [np.where(as_good, self._apart(each[:, None], candidates), np.inf).min(axis=1) for each in both]
+        return np.minimum(apart, np.maximum(*nearest))
+
+    def rounding(self, exact: "_Exported", observations: Observations) -> Rounding:
+        """Largest rounding errors of deterministic actions; ``exact`` is this module in float64."""
+        here, there = self.choices(observations), exact.choices(observations)
+        if here is None or there is None:
+            return Rounding(self._apart(self.act(observations), exact.act(observations)).max())
+        # Of all actions, because the best may be another one there.
+        return Rounding(self._apart(here[0], there[0]).max(), np.abs(here[1] - there[1]).max())
+
+    def _apart(self, left: Any, right: Any) -> Any:
+        """How far actions (..., A) are from one another, (...), as in :meth:`distance`."""
         unit = np.ones(())
         if isinstance(self.action_space, spaces.Box):
             unit = np.maximum(1.0, np.maximum(np.abs(self.action_space.low), np.abs(self.action_space.high)))
-        own = np.asarray(actions, np.float64)
-        to_expected = (np.abs(own - np.asarray(expected, np.float64)) / unit).reshape(len(own), -1).max(axis=1)
+        difference = np.abs(left - right) / unit
+        return difference.reshape(*difference.shape[: difference.ndim - len(self.action_space.shape or ())], -1).max(axis=-1)
+
+    @th.no_grad()
+    def choices(self, observations: Observations) -> tuple[Any, Any] | None:
+        """Actions of the environment among which the best is taken, (B, n, ...), and their values, (B, n); None if none is."""
         if not self.deterministic or not hasattr(self.acting, "candidates"):
-            return to_expected
+            return None
         candidates, values = self.acting.candidates(self._to_networks(self.tensors(observations)))  # type: ignore[operator]
-        best = values.amax(dim=1, keepdim=True)
-        as_good = (values >= best - AS_GOOD * (1.0 + best.abs())).numpy()
-        others = self._to_environment(candidates.flatten(0, 1)).double().numpy()
-        others = others.reshape(*as_good.shape, *own.shape[1:])
-        to_others = (np.abs(own[:, None] - others) / unit).reshape(*as_good.shape, -1).max(axis=2)
-        return np.minimum(to_expected, np.where(as_good, to_others, np.inf).min(axis=1))
+        actions = self._to_environment(candidates.flatten(0, 1)).double().numpy()
+        return actions.reshape(*values.shape, *(self.action_space.shape or ())), values.double().numpy()
 
     def act(self, observations: Observations) -> Any:
         """Actions, as an array."""
@@ -251,15 +283,15 @@ def _compare(
     """
     space = copy.deepcopy(module.observation_space)  # sampling from the model's own would change its random numbers
     space.seed(0)
-    allowed = TOLERANCE
-    if isinstance(module.action_space, spaces.Box) and module.deterministic:
-        # The largest of many: of a few it may be small by chance.
-        many = _sample(space, 1000)
-        rounding = module.distance(exact.act(many), module.act(many), many)
-        allowed = max(allowed, 16.0 * float(rounding.max()))
+    rounding = Rounding()
+    if module.deterministic:
+        # The largest of many: of a few it may be small by chance. Not all at once: for each there may be many actions.
+        rounding = Rounding(*np.max([module.rounding(exact, _sample(space, 100)) for _ in range(10)], axis=0))
+    allowed = max(TOLERANCE, ROUNDING_ERRORS * rounding.actions)
+    slack = ROUNDING_ERRORS * rounding.values
     for size in (1, 17, 64):
         observations = _sample(space, size)
-        difference = module.distance(act(observations), expected(observations), observations)
+        difference = module.distance(act(observations), expected(observations), observations, slack)
         if not difference.max() <= allowed:
             raise RuntimeError(
                 f"The exported file was not written: its actions differ from those of the model by {difference.max():g} "
@@ -296,7 +328,7 @@ def write(
     def predict(observations: Observations) -> Any:
         return policy.predict(_normalise(observations, vec_normalize), deterministic=True)[0]
 
-    training = {network: network.training for network in policy.trained_networks().values()}
+    training = {module: module.training for module in policy.modules()}
     policy.set_training_mode(False)
     try:
         # On a GPU, convolutions would be rounded to TensorFloat-32 in `predict`, and differ from every other device.
@@ -314,8 +346,8 @@ def write(
                 module.deterministic = exact.deterministic = True
                 _compare(module.act, predict, module, exact)
     finally:
-        for network, mode in training.items():
-            network.set_training_mode(mode)
+        for part, mode in training.items():
+            part.training = mode
     return path
 
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_softac.networks.actors import ApplyLinear, Check, Layer, MakeEncoder, initialise_network, refuse_nan
+from sb3_softac.networks.actors import ActsDirectly, ApplyLinear, Check, Layer, MakeEncoder, initialise_network, refuse_nan
 from sb3_softac.networks.critics import beside
 from sb3_softac.networks.distributions import ActionProbabilities, squashed_log_density
 from sb3_softac.networks.encoders import MLP
@@ -30,7 +30,7 @@ class Particles(NamedTuple):
     log_density: th.Tensor | None = None  # (B, K), in nats; None where the sampler has no density
 
 
-class Sampler(WithPreprocessing, BasePolicy):
+class Sampler(ActsDirectly, WithPreprocessing, BasePolicy):
     """a = tanh f(ξ, s) with an MLP f on state and noise (1702.08165).
 
     :param observation_space: observation space
@@ -107,11 +107,11 @@ class Sampler(WithPreprocessing, BasePolicy):
         return Particles(th.tanh(outputs).view(noise.shape[0], noise.shape[1], -1))
 
     def output_layers(self) -> list[nn.Module]:
-        """The layers behind the hidden ones."""
+        """As in ``ActsDirectly``."""
         return [self.mu]
 
     def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
-        """Sample actions, (n, A), without calling modules; arguments as in ``Actor``."""
+        """As in ``ActsDirectly``."""
         noise = self.draw_noise(len(flat), 1).squeeze(1)
         return linear(self.mu, hidden(th.cat([flat, noise], dim=1))).tanh_()
 
