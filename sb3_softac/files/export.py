@@ -161,6 +161,8 @@ class _Exported(nn.Module):
     def rounding(self, exact: "_Exported", observations: Observations) -> Rounding:
         """Largest rounding errors of deterministic actions; ``exact`` is this module in float64."""
         here, there = self.choices(observations), exact.choices(observations)
+        if (here is None or there is None) and isinstance(self.action_space, spaces.Discrete):
+            return Rounding()  # one that flips would say nothing of the others
         if here is None or there is None:
             return Rounding(self._apart(self.act(observations), exact.act(observations)).max())
         # Of all actions, because the best may be another one there.
