@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "mean of critics, more noise": ("MlpPolicy", RandomEnv(), {**net(n_critics=3), "target_q": "mean", "noise_dim": 4}),
     # So large that matmuls may go to a library that other programs do not know.
-    "wide": ("MlpPolicy", RandomEnv(), {**net(net_arch=[512, 512]), "kernel_particles": 64}),
+    "wide": ("MlpPolicy", RandomEnv(), {**net(net_arch=[512, 512]), "kernel_particles": 24}),
     "discrete from -1": ("MlpPolicy", RandomDiscreteEnv(start=-1), net(n_critics=2)),
     "images": ("CnnPolicy", FakeImageEnv(36, 36, discrete=False), net()),
     "dict": ("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), net()),
