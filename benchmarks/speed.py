@@ -8,8 +8,10 @@ them works for a while, and the others wait. Figures are medians over the rounds
 machines are noisy. Cases of the kind "updates" call `train()` on a filled replay buffer; "learn" and "act" call `learn()` on
 HalfCheetah-v5, "act" with policy actions and without updates. Compilers start with empty caches. Writes OUTPUT.csv and
 OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
-the given words, and keeps the others of a file that is there. SoftQL has no peer: its cases, called "SoftQL ...",
-compare compiled steps with eager ones. --profile shows where the time of SoftAC goes in one case.
+the given words, and keeps the others of a file that is there. --device cuda runs cases of its own on a GPU, where compiled
+steps are captured in a CUDA graph, too; there the peers start at the same time, and take turns from then on. SoftQL has no
+peer: its cases, called "SoftQL ...", compare compiled steps with eager ones. --profile shows where the time of SoftAC goes in
+one case.
 """
 
 import argparse
@@ -54,6 +56,7 @@ class Case:
     batch_size: int = 256
     n_envs: int = 1
     particles: int = 0  # of soft Q-learning, for its value and its kernel; 0 for soft actor-critic
+    device: str = "cpu"  # or "cuda", where compiled steps are captured in a CUDA graph, too
 
     @property
     def flop(self) -> float:
@@ -112,6 +115,27 @@ def _cases() -> list[Case]:
     return [*cases, Case("SoftQL 2x256, 16 particles, 2 threads", particles=16, n_critics=1)]
 
 
+def _cuda_cases() -> list[Case]:
+    cases = [
+        Case("2x256"),
+        Case("learn, 1 environment", kind="learn"),
+        Case("2x256, 20 steps", gradient_steps=20),
+        Case("learn, 8 environments", kind="learn", n_envs=8),
+        Case("10 critics, 20 steps", n_critics=10, gradient_steps=20),
+        Case("2x256, 100 steps", gradient_steps=100),
+        Case("batch 1024", batch_size=1024),
+        Case("width 1024", net_arch=(1024, 1024)),
+        Case("act, 1 environment", kind="act"),
+        Case("SoftQL 2x256, 16 particles", particles=16, n_critics=1),
+    ]
+    return [dataclasses.replace(case, device="cuda") for case in cases]
+
+
+def cases_on(device: str) -> list[Case]:
+    """What is measured on the processor ("cpu") or on a GPU ("cuda")."""
+    return _cases() if device == "cpu" else _cuda_cases()
+
+
 def peers_of(case: Case, chosen: list[str]) -> list[str]:
     """Who is measured in a case; the others are compared with the first."""
     return list(SOFT_QL_PEERS) if case.particles else chosen
@@ -143,18 +167,18 @@ def make_model(case: Case, peer: str) -> Any:
         from sb3_softac import SoftQL
 
         kwargs |= {"kernel_particles": case.particles, "value_particles": case.particles}
-        return SoftQL("MlpPolicy", env, device="cpu", compile=peer.endswith("compiled"), **kwargs)
+        return SoftQL("MlpPolicy", env, device=case.device, compile=peer.endswith("compiled"), **kwargs)
     if PEERS[peer] == "SoftAC":
         from sb3_softac import SoftAC
 
-        return SoftAC("MlpPolicy", env, device="cpu", compile=peer.endswith("compiled"), **kwargs)
+        return SoftAC("MlpPolicy", env, device=case.device, compile=peer.endswith("compiled"), **kwargs)
     if peer == "SBX":
         from sbx import SAC as SBXSAC
 
         return SBXSAC("MlpPolicy", env, **kwargs)
     from stable_baselines3 import SAC
 
-    return SAC("MlpPolicy", env, device="cpu", **kwargs)
+    return SAC("MlpPolicy", env, device=case.device, **kwargs)
 
 
 def fill(model: Any, n_transitions: int) -> None:
@@ -180,6 +204,10 @@ def prepare(case: Case, peer: str) -> Callable[[], int]:
             import jax
 
             jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+        elif case.device == "cuda":
+            import torch as th
+
+            th.cuda.synchronize()
 
     def work() -> int:
         if case.kind == "updates":
@@ -197,7 +225,7 @@ def prepare(case: Case, peer: str) -> Callable[[], int]:
 def worker(connection: Connection, case: Case, peer: str, seconds: float) -> None:
     """Measure whenever the parent asks; the first answer is the time of the first three calls."""
     with tempfile.TemporaryDirectory() as cache, contextlib.suppress(EOFError):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        os.environ |= {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         import torch as th
 
         th.set_num_threads(case.threads)
@@ -219,11 +247,11 @@ def worker(connection: Connection, case: Case, peer: str, seconds: float) -> Non
 
 
 @contextlib.contextmanager
-def limited(threads: int) -> Iterator[None]:
-    """Let processes that are started here have ``threads`` CPUs and threads, from their first library on."""
+def limited(threads: int, pinned: bool = True) -> Iterator[None]:
+    """Let processes that are started here have ``threads`` threads, from their first library on, and CPUs, if ``pinned``."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cpus = os.sched_getaffinity(0) if pinned and hasattr(os, "sched_getaffinity") else None
     os.environ.update(dict.fromkeys(names, str(threads)))
     if cpus is not None:
         os.sched_setaffinity(0, sorted(cpus)[:threads])
@@ -238,12 +266,22 @@ def limited(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def gemm_rate(threads: int) -> float:
+def gemm_rate(threads: int, device: str) -> float:
     """The highest FLOP/s of square float32 products that can be seen, by PyTorch's own product or oneDNN's, in three sizes."""
     import torch as th
 
     th.set_num_threads(threads)
     best = 0.0
+    if device == "cuda":
+        matrix = th.randn(4096, 4096, device=device)
+        for _ in range(8):
+            th.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(4):
+                th.mm(matrix, matrix)
+            th.cuda.synchronize()
+            best = max(best, 4 * 2.0 * 4096**3 / (time.perf_counter() - start))
+        return best
     products: list[Callable[[Any, Any], Any]] = [th.mm]
     has_onednn: Any = th.backends.mkldnn.is_available  # torch ships it without annotations
     if has_onednn():
@@ -263,20 +301,23 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Any] = {}
     started: dict[str, float] = {}
-    for peer in peers:  # one after the other: nobody warms up while another is measured
+    on_cpu = case.device == "cpu"
+    for peer in peers:
         ends[peer], other = context.Pipe()
-        with limited(case.threads):
+        with limited(case.threads, pinned=on_cpu):
             context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
         other.close()
-        started[peer] = ends[peer].recv()
-    with limited(case.threads):  # oneDNN goes on with the threads that a process once had
+        if on_cpu:  # one after the other
+            started[peer] = ends[peer].recv()
+    started |= {peer: ends[peer].recv() for peer in peers if peer not in started}  # all are ready before one is measured
+    with limited(case.threads, pinned=on_cpu):  # oneDNN goes on with the threads that a process once had
         arithmetic = context.Pool(1)
     rates: dict[str, list[float]] = {peer: [] for peer in peers}
     memory: dict[str, float] = {}
     gemm = [0.0]
     for turn in range(rounds):
         if case.kind == "updates":
-            gemm.append(arithmetic.apply(gemm_rate, (case.threads,)))
+            gemm.append(arithmetic.apply(gemm_rate, (case.threads, case.device)))
         for peer in peers[turn % len(peers) :] + peers[: turn % len(peers)]:  # nobody is always the first
             ends[peer].send(None)
             rate, memory[peer] = ends[peer].recv()
@@ -300,7 +341,7 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
             **{field.name: getattr(case, field.name) for field in dataclasses.fields(case) if field.name != "name"},
             "rounds": rounds,
             "seconds": seconds,
-            "machine": machine(),
+            "machine": machine(case.device),
             **{package: version(package) for package in PACKAGES},
             "python": platform.python_version(),
         }
@@ -337,14 +378,19 @@ def version(package: str) -> str:
         return ""
 
 
-def machine() -> str:
-    """The processor, and how many of its cores there are to use."""
+def machine(device: str) -> str:
+    """The GPU, if it is one that computes; the processor, and how many of its cores there are to use."""
     names = [
         line.partition(":")[2].strip()
         for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
         if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    processor = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    if device == "cpu":
+        return processor
+    import torch as th
+
+    return f"{th.cuda.get_device_name()}, {processor}"
 
 
 def by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -481,6 +527,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     names = [case.name for case in _cases()]
     parser.add_argument("--profile", metavar="CASE", choices=names, help="only show where the time of SoftAC goes in a case")
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
@@ -504,9 +551,10 @@ def main() -> None:
         peers.remove("SBX")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     path = args.output.with_name(f"{args.output.name}.csv")
-    order = {case.name: place for place, case in enumerate(_cases())}
+    cases = cases_on(args.device)
+    order = {case.name: place for place, case in enumerate(cases)}
     rows: list[dict[str, Any]] = read(path) if args.only and path.exists() else []
-    for case in _cases():
+    for case in cases:
         if args.only and not any(word in case.name for word in args.only):
             continue
         measured = measure(case, peers_of(case, peers), args.rounds, args.seconds)
@@ -519,7 +567,7 @@ def main() -> None:
         print(f"{case.name:34} {', '.join(speeds)}", flush=True)
     rows = read(path)
     print(report(rows))
-    if {row["case"] for row in rows} == set(order):
+    if args.device == "cpu" and {row["case"] for row in rows} == set(order):
         plot(rows, path.with_suffix(".png"))
 
 

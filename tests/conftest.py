@@ -1,5 +1,11 @@
 """One thread for every test: small networks are faster so, and results do not depend on the machine's cores."""
 
+import pytest
 import torch as th
 
 th.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not th.cuda.is_available():
+        pytest.skip("needs a GPU")

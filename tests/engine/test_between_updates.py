@@ -13,8 +13,6 @@ from sb3_softac.collect import CapturedActor
 from tests.graph_standin import GraphStandIn
 from tests.helpers import RandomDiscreteEnv, RandomEnv, build, make_model, restart_generators
 
-needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
-
 
 class TestMetricsStayOnTheDevice:
     def test_they_are_read_at_the_next_train(self, standin: type[GraphStandIn]) -> None:
@@ -95,7 +93,7 @@ class TestCapturedActing:
     def test_not_without_graphs(self, standin: type[GraphStandIn]) -> None:
         assert not isinstance(make_model(learning_starts=5, compile=False).learn(6)._runtime.actor, CapturedActor)
 
-    @needs_gpu
+    @pytest.mark.gpu
     def test_on_a_gpu(self) -> None:
         model = make_model(learning_starts=20, device="cuda").learn(60)
         assert isinstance(model._runtime.actor, CapturedActor)

@@ -31,9 +31,6 @@ from tests.helpers import (
     restart_generators,
 )
 
-needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
-
-
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "min": {},
     "mean": {"actor_q": "mean", "target_q": "mean"},
@@ -132,7 +129,7 @@ class TestSameNumbers:
         assert_close(models[0], models[1])
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
 
-    @needs_gpu
+    @pytest.mark.gpu
     @pytest.mark.parametrize("compile", ["auto", True])
     @pytest.mark.parametrize("case", CASES)
     def test_on_a_gpu(self, case: str, compile: Any) -> None:

@@ -83,6 +83,17 @@ class TestSameNumbers:
         assert_close(models[0], models[1])
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
 
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("case", CASES)
+    def test_on_a_gpu(self, case: str) -> None:
+        models = [build(compile, device="cuda", **CASES[case]) for compile in (False, "auto")]
+        for model in models:
+            restart_generators()
+            model.train(20, batch_size=32)
+        assert models[1]._engine.captures
+        assert_close(models[0], models[1], tolerance=1e-3)
+        assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-3, abs=1e-4)
+
     @needs_compiler
     @pytest.mark.parametrize("case", COMPILED)
     def test_compiled(self, case: str) -> None:

@@ -241,7 +241,7 @@ class TestFromSB3:
         matrix = SoftAC.from_sb3(sac).actor.action_dist.exploration_mat
         assert 3.0 < matrix.std().item() < 15.0  # e² = 7.4
 
-    @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.gpu
     @pytest.mark.parametrize(("source", "target"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
     def test_from_device_to_device(self, source: str, target: str) -> None:
         sac = make_sac(device=source)

@@ -167,7 +167,7 @@ def test_a_user_defined_method_is_called(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sizes == [8, 8]
 
 
-@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("n_batches", [1, 3])
 def test_a_block_on_a_gpu(n_batches: int) -> None:
     """Many blocks behind each other: none is overwritten before it has arrived."""
