@@ -36,6 +36,8 @@ from typing import Any
 import numpy as np
 
 PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
+#: with graphs of eager kernels; what is compiled is captured, too
+CUDA_PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC captured": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
 #: of the cases of soft Q-learning
 SOFT_QL_PEERS = {"SoftQL eager": "SoftQL", "SoftQL compiled": "SoftQL"}
 PACKAGES = ("sb3-softac", "stable-baselines3", "torch", "sbx-rl", "jax", "gymnasium", "mujoco", "numpy")
@@ -121,12 +123,12 @@ def _cuda_cases() -> list[Case]:
         Case("learn, 1 environment", kind="learn"),
         Case("2x256, 20 steps", gradient_steps=20),
         Case("learn, 8 environments", kind="learn", n_envs=8),
-        Case("10 critics, 20 steps", n_critics=10, gradient_steps=20),
-        Case("2x256, 100 steps", gradient_steps=100),
-        Case("batch 1024", batch_size=1024),
-        Case("width 1024", net_arch=(1024, 1024)),
-        Case("act, 1 environment", kind="act"),
         Case("SoftQL 2x256, 16 particles", particles=16, n_critics=1),
+        Case("10 critics, 20 steps", n_critics=10, gradient_steps=20),
+        Case("act, 1 environment", kind="act"),
+        Case("batch 1024", batch_size=1024),
+        Case("2x256, 100 steps", gradient_steps=100),
+        Case("width 1024", net_arch=(1024, 1024)),
     ]
     return [dataclasses.replace(case, device="cuda") for case in cases]
 
@@ -168,10 +170,11 @@ def make_model(case: Case, peer: str) -> Any:
 
         kwargs |= {"kernel_particles": case.particles, "value_particles": case.particles}
         return SoftQL("MlpPolicy", env, device=case.device, compile=peer.endswith("compiled"), **kwargs)
-    if PEERS[peer] == "SoftAC":
+    if CUDA_PEERS[peer] == "SoftAC":
         from sb3_softac import SoftAC
 
-        return SoftAC("MlpPolicy", env, device=case.device, compile=peer.endswith("compiled"), **kwargs)
+        way: Any = "auto" if peer.endswith("captured") else peer.endswith("compiled")  # too few steps to compile
+        return SoftAC("MlpPolicy", env, device=case.device, compile=way, **kwargs)
     if peer == "SBX":
         from sbx import SAC as SBXSAC
 
@@ -405,6 +408,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     """Speeds with their ratios to SB3's, then memory, compile times and the distance to the limit, as Markdown."""
     soft_ql = {name: peers for name, peers in by_case(rows).items() if not set(peers) - set(SOFT_QL_PEERS)}
     table = {name: peers for name, peers in by_case(rows).items() if name not in soft_ql}
+    on_gpu = any(row.get("device") == "cuda" for row in rows)
     lines = ["| case | SoftQL eager | SoftQL compiled | limit |", "|---" * 4 + "|"] if soft_ql else []
     for name, (eager, compiled) in ((name, peers.values()) for name, peers in soft_ql.items()):
         limit = 1e3 * float(eager["gemm_gflops"]) / float(eager["mflop"])
@@ -412,20 +416,23 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"{_rounded(float(eager['median']))} | {_rounded(float(compiled['median']))} ({float(compiled['ratio']):.2f}x)"
         )
         lines.append(f"| {name} | {speeds} | {_rounded(limit)} |")
-    return "\n".join([*lines, *([""] if lines and table else []), *(_report_of_sac(table) if table else [])])
+    return "\n".join([*lines, *([""] if lines and table else []), *(_report_of_sac(table, on_gpu) if table else [])])
 
 
-def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    lines = ["| case | SB3 | SoftAC eager | SoftAC compiled | SBX | limit |", "|---" * 6 + "|"]
+def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]], on_gpu: bool) -> list[str]:
+    columns = CUDA_PEERS if on_gpu else PEERS
+    lines = [f"| case | {' | '.join(columns)} | limit |", "|---" * (len(columns) + 2) + "|"]
     for name, peers in table.items():
         cells = []
-        for peer in PEERS:
+        for peer in columns:
             row = peers.get(peer)
             ratio = f" ({float(row['ratio']):.2f}x)" if row and peer != "SB3" else ""
             cells.append("" if row is None else f"{_rounded(float(row['median']))}{ratio}")
         row = peers["SB3"]
         limit = 1e3 * float(row["gemm_gflops"]) / float(row["mflop"])
         lines.append(f"| {name} | {' | '.join(cells)} | {_rounded(limit) if row['kind'] == 'updates' else ''} |")
+    if on_gpu:
+        return lines  # what starts together says nothing of compile times
     lines += ["", "| case | peak memory, MB: SB3 | SoftAC eager | SoftAC compiled | SBX |", "|---" * 5 + "|"]
     for name, peers in table.items():
         if peers["SB3"]["kind"] != "updates":
@@ -449,7 +456,9 @@ def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
 
 def _rounded(value: float) -> str:
     """Three digits."""
-    digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0.0 else 0
+    if value <= 0.0:
+        return "0"
+    digits = max(0, 2 - int(np.floor(np.log10(value))))
     return f"{round(value, 2 - int(np.floor(np.log10(value)))):,.{digits}f}"
 
 
@@ -524,7 +533,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="PATH", help="without suffix")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="some cases")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=CUDA_PEERS, default=list(CUDA_PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -545,7 +554,8 @@ def main() -> None:
         return
     if args.output is None:
         parser.error("--output is needed")
-    peers = [peer for peer in PEERS if peer in args.peers or peer == "SB3"]
+    possible = PEERS if args.device == "cpu" else CUDA_PEERS
+    peers = [peer for peer in possible if peer in args.peers or peer == "SB3"]
     if "SBX" in peers and importlib.util.find_spec("sbx") is None:
         print("SBX is left out: it is not installed (the extra sbx).")
         peers.remove("SBX")

@@ -110,14 +110,16 @@ class InjectedNoise:
         self.bound = bound
         self.drawn: list[th.Tensor] = []
 
-    def draw(self, shape: Any) -> th.Tensor:
+    def draw(self, shape: Any, device: Any = None) -> th.Tensor:
         noise = th.randn(tuple(shape), generator=self.generator).clamp(-self.bound, self.bound)
         self.drawn.append(noise)
-        return noise
+        return noise.to(device)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(th, "randn_like", lambda like, **_: self.draw(like.shape))
-        monkeypatch.setattr("torch.distributions.normal._standard_normal", lambda shape, dtype, device: self.draw(shape))
+        monkeypatch.setattr(th, "randn_like", lambda like, **_: self.draw(like.shape, like.device))
+        monkeypatch.setattr(
+            "torch.distributions.normal._standard_normal", lambda shape, dtype, device: self.draw(shape, device)
+        )
 
 
 def train_with_noise(

@@ -227,6 +227,7 @@ class Engine:
         #: tells the user what takes long
         self.announce: Callable[[str], None] | None = None
         self._failed = False
+        self._cannot_compile = False
         self._asks_first = True
         self._forget()
 
@@ -271,6 +272,8 @@ class Engine:
         return f"{way} and captured in a CUDA graph ({reason})" if self.captures else f"{way} ({reason})"
 
     def _whether_to_compile(self, update: Update, compile: Compile, planned: int | None) -> tuple[bool, str]:
+        if self._cannot_compile:
+            return False, "compiling failed before"
         reason = "compile=True"
         if compile == "auto":
             if planned is None and self.n_steps < WORTH_COMPILING:
@@ -338,8 +341,7 @@ class Engine:
             return self._run_first(self._build(cached, update, batch, noise, flags, optimizers_now), batch, noise)
         except Exception as error:
             before.restore()
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            self._give_up(f"The gradient step could not be compiled or captured: {type(error).__name__}: {reason}")
+            self._give_up(error)
             return update(batch, noise, flags, self._numbers, optimizers.step)  # fails again if the step itself is at fault
 
     def _run_first(self, step: BuiltStep, batch: Any, noise: Any) -> Metrics:
@@ -359,11 +361,22 @@ class Engine:
         metrics: Metrics = graphs.warm_up(update.device, step) if self.captures else step()
         return metrics
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, error: Exception) -> None:
+        """Go on in the next best way: what cannot be compiled may still be captured."""
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0].rstrip('.')}"
+        self._cached.clear()
+        if self.compiles and self.captures:
+            self.compiles, self._cannot_compile = False, True
+            self._builds.clear()
+            warnings.warn(
+                f"The gradient step could not be compiled: {reason}. It is captured in a CUDA graph as it is.", stacklevel=2
+            )
+            return
         self.compiles = self.captures = False
         self._failed = True
-        self._cached.clear()
-        warnings.warn(f"{reason}. It runs in eager mode from now on.", stacklevel=2)
+        warnings.warn(
+            f"The gradient step could not be compiled or captured: {reason}. It runs in eager mode from now on.", stacklevel=2
+        )
 
     @staticmethod
     def _eager_step(cached: _CachedStep, optimizers_now: Sequence[th.optim.Optimizer]) -> OptimizerStep:

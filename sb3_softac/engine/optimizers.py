@@ -161,7 +161,7 @@ class _Group:
             name: value for name, value in zip(GROUP_OPTIONS, self.options, strict=True) if value is not None
         }
         beta1, beta2 = options.pop("betas")
-        if self.mode == "compiled" and parameters[0].device.type == "cpu":
+        if self.mode == "compiled":
             options.pop("amsgrad")  # which is off
             _compiled_adam(parameters, gradients, exp_avgs, exp_avg_sqs, steps, self.lr, beta1=beta1, beta2=beta2, **options)
             return
@@ -174,8 +174,8 @@ class _Group:
             exp_avg_sqs,
             [],
             steps,
-            foreach=self.mode == "compiled",  # a compiler fuses the many kernels
-            fused=self.mode != "compiled",
+            foreach=False,
+            fused=True,
             capturable=self.mode != "eager",  # the step counts stay tensors
             differentiable=False,
             has_complex=False,
@@ -201,9 +201,10 @@ def _compiled_adam(
     maximize: bool,
     decoupled_weight_decay: bool = False,
 ) -> None:
-    """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for its compiler on the CPU.
+    """The step of Adam (1412.6980, algorithm 1) or AdamW (1711.05101), as PyTorch's, for its compiler.
 
-    From PyTorch's version the compiler makes loops that recompute the bias corrections every few elements.
+    From PyTorch's version the compiler makes, on the CPU, loops that recompute the bias corrections every few elements; on
+    GPUs see :func:`torch_internals.may_update_together`.
     """
     for count in steps:
         count.add_(1.0)

@@ -61,6 +61,16 @@ def forget() -> None:
 # --- many tensors in one call ------------------------------------------------------------------------------------------
 
 
+def may_update_together(tensors: Sequence[th.Tensor]) -> bool:
+    """Whether one call may update all of these in place.
+
+    Not in a step that is compiled for a GPU: there PyTorch 2.11 reads biases after such a call where it should before, so
+    that the temperature's gradient and the metrics see the actor of the next step; or it stops with an assertion where it
+    would reorder the loops of such a call.
+    """
+    return not (th.compiler.is_compiling() and any(tensor.device.type == "cuda" for tensor in tensors))
+
+
 def lerp_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor], weight: float | th.Tensor) -> None:
     """target ← target + weight·(source − target) for each pair, in place; exact for the weights 0 and 1.
 
@@ -69,7 +79,7 @@ def lerp_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor], weight:
     :param weight: in [0, 1]; a tensor () where it may change after the call was compiled or captured
     """
     foreach = None if isinstance(weight, th.Tensor) else _private("_foreach_lerp_", "target networks are updated one by one")
-    if foreach is not None:
+    if foreach is not None and may_update_together(targets):
         foreach(targets, sources, weight)
         return
     for target, source in zip(targets, sources, strict=True):
@@ -79,7 +89,7 @@ def lerp_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor], weight:
 def copy_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:
     """target ← source for each pair, in place."""
     foreach = _private("_foreach_copy_", "buffers of target networks are copied one by one")
-    if foreach is not None:
+    if foreach is not None and may_update_together(targets):
         foreach(targets, sources)
         return
     for target, source in zip(targets, sources, strict=True):

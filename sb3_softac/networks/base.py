@@ -4,7 +4,7 @@ import functools
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
@@ -13,6 +13,8 @@ from sb3_softac.networks.encoders import ENCODERS, Encoder
 from sb3_softac.networks.heads import HEADS, CriticHead
 
 Network = TypeVar("Network", StackedCritics, ValueNetwork)
+#: the methods that do no more than set ``training`` everywhere, in networks that are no targets
+PLAIN_TRAIN: tuple[Any, ...] = (nn.Module.train, StackedCritics.train)
 
 
 class SoftPolicy(BasePolicy):
@@ -99,8 +101,27 @@ class SoftPolicy(BasePolicy):
             # It is asked for in each step of an environment, mostly for what is already so.
             parts = (network, *network.children(), *network.features_extractor.modules())
             if any(part.training != mode for part in parts):
-                network.set_training_mode(mode)
+                _switch(network, mode)
         self.training = mode
+
+
+def _switch(network: Any, mode: bool) -> None:
+    """``network.set_training_mode(mode)`` for one that is no target, without the detour over ``nn.Module.__setattr__``.
+
+    Between two steps of an environment all modules change twice. Those with a ``train`` of their own are asked.
+    """
+    if not isinstance(network, BaseModel) or type(network).set_training_mode is not BaseModel.set_training_mode:
+        network.set_training_mode(mode)
+        return
+    pending: list[nn.Module | None] = [network]
+    for module in pending:  # which grows meanwhile
+        if module is None:
+            continue
+        if type(module).train in PLAIN_TRAIN and "train" not in vars(module):
+            vars(module)["training"] = mode
+            pending.extend(vars(module)["_modules"].values())
+        else:
+            module.train(mode)
 
 
 def make_target(target: Network, online: Network) -> Network:

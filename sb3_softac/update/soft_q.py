@@ -123,8 +123,8 @@ class SoftQUpdate(Update):
         actor, observations, n_updated = self.networks.actor, batch.observations, self.settings.n_updated
         assert noise.particles is not None
         n_fixed = noise.particles.shape[1] - n_updated
-        with th.no_grad():  # by itself: the backward pass then has no zeros to carry through the network
-            fixed = actor.particles(observations, noise.particles[:, :n_fixed]).actions
+        # By themselves: the backward pass of the loss then has no zeros to carry through the network.
+        fixed = actor.particles(observations, noise.particles[:, :n_fixed]).actions
         updated = actor.particles(observations, noise.particles[:, n_fixed:]).actions
         direction = self.stein_direction(observations, fixed, updated.detach(), ent_coef)
         loss = losses.sampler_loss(updated, direction)
@@ -133,17 +133,18 @@ class SoftQUpdate(Update):
             "actor_loss": loss.detach(),
             "grad_norm_actor": grad_norm,
             "stein_norm": direction.square().sum(dim=2).mean().sqrt(),
-            "particle_std": th.cat([fixed, updated.detach()], dim=1).std(dim=1).mean(),
+            "particle_std": th.cat([fixed, updated], dim=1).detach().std(dim=1).mean(),
         }
 
     def stein_direction(self, observations: Any, fixed: th.Tensor, updated: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
         """Δ of the updated particles, (B, I, A), for fixed ones (B, J, A); nothing is trained."""
         with th.enable_grad():
-            leaf = fixed.detach().requires_grad_()
-            q = self.reduced_q(self.networks.critic, observations, leaf)
-            (scores,) = th.autograd.grad(losses.squashed_target_log_density(q, leaf, ent_coef).sum(), leaf)
+            # PyTorch 2.11 compiles no `requires_grad_`; those of a sampler that is trained have a gradient anyway.
+            fixed = fixed if fixed.requires_grad else fixed.detach().requires_grad_()
+            q = self.reduced_q(self.networks.critic, observations, fixed)
+            (scores,) = th.autograd.grad(losses.squashed_target_log_density(q, fixed, ent_coef).sum(), fixed)
         with th.no_grad():
-            return stein_direction(scores, self.settings.kernel(fixed, updated))
+            return stein_direction(scores, self.settings.kernel(fixed.detach(), updated))
 
     # --- discrete actions --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Which way the gradient steps run, why, and what happens when a way fails."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,36 @@ class TestFailure:
     def reader() -> dict[str, Any]:
         return net(features_extractor_class=Reader)
 
-    @needs_compiler
-    def test_of_the_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @pytest.fixture
+    def broken_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing is there from earlier
         broken = tmp_path / "g++"
         broken.write_text("#!/bin/sh\nexit 1\n")
         broken.chmod(0o755)
         with th._inductor.config.patch({"cpp.cxx": (str(broken),)}):
-            self.check(build(True), "InductorError: InvalidCxxCompiler")
+            yield
+
+    @needs_compiler
+    @pytest.mark.usefixtures("broken_compiler")
+    def test_of_the_compiler(self) -> None:
+        self.check(build(True), "InductorError: InvalidCxxCompiler")
+
+    @needs_compiler
+    @pytest.mark.usefixtures("broken_compiler")
+    def test_of_the_compiler_where_steps_can_be_captured(self, standin: type[GraphStandIn]) -> None:
+        model, eager = build(True), build(False)
+        restart_generators()
+        message = r"could not be compiled: InductorError: InvalidCxxCompiler.*It is captured in a CUDA graph as it is\."
+        with pytest.warns(UserWarning, match=message) as caught:
+            model.train(12, batch_size=32)
+        assert len(caught) == 1
+        restart_generators()
+        eager.train(12, batch_size=32)
+        assert_close(model, eager)
+        assert standin.captured == 1
+        model._engine.decided = False
+        model.train(5, batch_size=32)
+        assert (model._engine.compiles, model._engine.captures, standin.captured) == (False, True, 1)
 
     def test_of_the_capture(self, standin: type[GraphStandIn], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Reader, "compilable", True, raising=False)

@@ -84,9 +84,12 @@ class TestSameNumbers:
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
 
     @pytest.mark.gpu
-    @pytest.mark.parametrize("case", CASES)
-    def test_on_a_gpu(self, case: str) -> None:
-        models = [build(compile, device="cuda", **CASES[case]) for compile in (False, "auto")]
+    @pytest.mark.parametrize(
+        ("case", "compile"),
+        [*((case, "auto") for case in CASES), ("two critics, Polyak", True), ("discrete, log, two critics", True)],
+    )
+    def test_on_a_gpu(self, case: str, compile: Any) -> None:
+        models = [build(compile, device="cuda", **CASES[case]) for compile in (False, compile)]
         for model in models:
             restart_generators()
             model.train(20, batch_size=32)
