@@ -1,8 +1,8 @@
 """Reading pickles without running what they ask for.
 
 A pickle is a program for a machine with a stack. This machine knows the same instructions as Python's, but it asks a list
-(:class:`Rules`) before it looks up a name, calls something, or changes an object: what may be *named* in a file is not what may
-be *called* by it. It never imports a module, and it never reads or allocates more than the file has.
+(:class:`Rules`) before it looks up a name, calls something, or changes an object: what may be *named* in a file is not what
+may be *called* by it. It never imports a module, and it never reads or allocates more than the file has.
 """
 
 import pickle
