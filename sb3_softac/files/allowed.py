@@ -159,6 +159,7 @@ CALLED: dict[Any, Callable[..., Any]] = {
 FILLED: dict[type, Callable[[Any, Any], None]] = {
     np.ndarray: rebuilding.fill_array,
     np.random.PCG64: rebuilding.fill_bit_generator,
+    np.random.Generator: rebuilding.fill_generator,
     np.random.SeedSequence: rebuilding.fill_seed_sequence,
     functools.partial: rebuilding.fill_partial,
 }

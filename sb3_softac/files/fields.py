@@ -12,9 +12,9 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_softac.files.allowed import check_attributes, derives_from
+from sb3_softac.files.allowed import check_attributes, derives_from, is_class
 from sb3_softac.files.rebuilding import require
-from sb3_softac.files.settling import check_space
+from sb3_softac.files.settling import check_buffer, check_space
 from sb3_softac.update import Update
 
 NUMBERS = (
@@ -24,6 +24,8 @@ NUMBERS = (
     *("reward_scale", "kernel_particles", "kernel_update_ratio", "value_particles"),
 )
 FLAGS = ("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "value_network", "soft_n_step", "_automatic_replay_buffer")
+#: what belongs to a process, and is in no file
+ABSENT = ("env", "eval_env", "policy", "temperature", "_runtime", "_vec_normalize_env", "_logger", "_custom_logger")
 MAPPINGS = ("policy_kwargs", "replay_buffer_kwargs")
 #: a model whose weights a file does not hold would be refused in the end; this many bytes are never too many to be allocated
 SLACK = 512 << 20
@@ -56,9 +58,13 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
     :raises Damage: one that is not
     """
     check_attributes(algorithm, values)
+    for name, value in values.items():
+        default = getattr(algorithm, name, None)
+        require(default is None or is_class(default) or type(value) is type(default), f"`{name}` is {_shortened(value)}")
     checks: dict[str, Callable[[Any], bool]] = {
         **dict.fromkeys(NUMBERS, _is_number),
         **dict.fromkeys(FLAGS, lambda value: isinstance(value, (bool, np.bool_))),
+        **dict.fromkeys(ABSENT, lambda value: not isinstance(value, np.ndarray) and not value),
         **dict.fromkeys(MAPPINGS, lambda value: isinstance(value, dict) and all(type(key) is str for key in value)),
         "policy_class": lambda value: derives_from(value, (BasePolicy,)),
         "replay_buffer_class": lambda value: value is None or derives_from(value, (BaseBuffer,)),
@@ -78,6 +84,8 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
     for name in ("observation_space", "action_space"):
         if name in values:
             check_space(values[name])
+    if values.get("replay_buffer") is not None:
+        check_buffer(values["replay_buffer"])
 
 
 def check_sizes(values: dict[str, Any], n_bytes: int) -> None:

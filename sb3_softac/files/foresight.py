@@ -7,7 +7,7 @@ import zipfile
 from typing import Any
 
 from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed, full_name
-from sb3_softac.files.reading import MAX_STEPS, SERIALIZED, unpickle_field
+from sb3_softac.files.reading import DERIVED, MAX_STEPS, SERIALIZED, unpickle_field
 from sb3_softac.files.unpickling import Damage, Refusal
 
 
@@ -18,10 +18,10 @@ def warn_of_code(stream: io.BytesIO, warned: set[str]) -> None:
     :param warned: names of attributes that have been warned of
     """
     with zipfile.ZipFile(stream) as archive:
-        attributes = json.loads(archive.read("data"))
+        attributes = json.loads(archive.read("data").decode())
     steps = MAX_STEPS
     for name, value in attributes.items():
-        if name in warned or not isinstance(value, dict) or SERIALIZED not in value:
+        if name in warned | DERIVED or not isinstance(value, dict) or SERIALIZED not in value:
             continue
         try:
             steps -= unpickle_field(name, value[SERIALIZED], steps)[1]

@@ -31,12 +31,20 @@ MAX_STEPS = 1_000_000
 #: how much smaller than its contents a member may be, beside one megabyte that is always allowed
 MAX_RATIO, FREE = 20, 1 << 20
 SERIALIZED = ":serialized:"
+#: attributes that are made of others when the model is set up; SB3 has saved code in them before 2.6
+DERIVED = frozenset(("lr_schedule",))
 #: what optimizers keep for each number of a parameter
 AVERAGES = frozenset(("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"))
 
 
 def damaged(name: str, problem: Any) -> DamagedFileError:
-    return DamagedFileError(f"`path` is {name!r}, which is damaged, or no file of this kind: {problem}.")
+    return DamagedFileError(f"`path` is {name!r}, which is damaged, or no file of this kind: {_printable(problem)}.")
+
+
+def _printable(text: Any) -> str:
+    """What a file says, without what would change a terminal."""
+    shown = ascii(str(text))[1:-1].replace("\\'", "'").replace("\\\\", "\\")
+    return shown if len(shown) <= 500 else f"{shown[:500]}..."
 
 
 def untrusted(name: str, what: Any, field: str | None, replaceable: bool) -> UntrustedFileError:
@@ -47,7 +55,8 @@ def untrusted(name: str, what: Any, field: str | None, replaceable: bool) -> Unt
     :param field: attribute of the model
     :param replaceable: whether the caller takes ``custom_objects``
     """
-    code = "cloudpickle" in str(what)
+    what = _printable(what)
+    code = "cloudpickle" in what
     asked = f"holds code ({what})" if code else f"asks for {what}"
     where = "" if field is None else f" in its attribute `{field}`"
     instead = f", and `custom_objects={{{field!r}: ...}}` puts something else in its place" if replaceable and field else ""
@@ -149,12 +158,40 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
     require(sum(member.compress_size for member in members) <= size, "its members are larger than the file")
 
 
+def check_directory(file: BinaryIO, size: int, limit: int) -> None:
+    """Python reads the whole directory of an archive when it is opened.
+
+    :raises Damage: it is larger than ``limit`` bytes
+    """
+    start = max(0, size - 65557)  # the end record and the longest comment
+    file.seek(start)
+    tail = file.read(size - start)
+    end = tail.rfind(b"PK\5\6")
+    require(end >= 0 and len(tail) >= end + 22, "it is no zip archive")
+    declared = int.from_bytes(tail[end + 12 : end + 16], "little")
+    if declared == 0xFFFFFFFF and (record := tail.rfind(b"PK\6\6")) >= 0:  # of archives above 4 GB
+        declared = int.from_bytes(tail[record + 40 : record + 48], "little")
+    require(declared <= limit, "its directory is larger than that of any model")
+    file.seek(0)
+
+
+def check_json(content: bytes) -> None:
+    """A list of nothing takes three bytes in a file and fifty in memory.
+
+    :raises Damage: far more values than bytes for them
+    """
+    n_values = sum(content.count(sign) for sign in (b"[", b"{", b","))
+    require(n_values <= MAX_STEPS + len(content) // 8, "its attributes have far more values than any model's")
+
+
 def check_state_dict(name: str, content: bytes) -> None:
     """A state dict is an archive too; PyTorch allocates what that one declares.
 
     :raises Damage: another format, or sizes that are not there
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    stream = io.BytesIO(content)
+    check_directory(stream, len(content), 16 << 20)
+    with zipfile.ZipFile(stream) as archive:
         require(len(archive.infolist()) < 100_000, f"{name!r} has too many members")
         for member in archive.infolist():
             stored = member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
@@ -182,7 +219,10 @@ class ModelFile:
                 if name.endswith(".pth"):
                     check_state_dict(name, content)
                     self.weights += len(content)
-            self.attributes: dict[str, Any] = json.loads(archive.read("data").decode())
+                if name == "data":
+                    check_json(content)
+                    self.attributes: dict[str, Any] = json.loads(content.decode())
+            require(hasattr(self, "attributes"), "it has no attributes of a model")
             require(type(self.attributes) is dict, "its attributes have no names")
 
     def read(self, name: str) -> Any:
@@ -204,8 +244,9 @@ class ModelFile:
         :raises DamagedFileError: values that contradict each other, or that no model has
         """
         replaced = self.replaced or {}
+        replaced = {**dict.fromkeys(DERIVED & self.attributes.keys()), **replaced}
         values = {name: self.read(name) for name in self.attributes if name not in replaced}
-        with explained(self.name):
+        with explained(self.name), unreadable():
             check_fields(algorithm, values)
             check_sizes({**values, **replaced}, self.weights)
         self.stream.seek(0)
@@ -237,7 +278,7 @@ def _read_archive(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
     try:
         with explained(str(path)):
             size = file.seek(0, 2)
-            file.seek(0)
+            check_directory(file, size, 1 << 20)
             with unreadable(), zipfile.ZipFile(file) as archive:
                 check_archive(archive, size)
                 needed = archive.start_dir + (1 << 20)

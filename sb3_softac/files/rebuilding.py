@@ -12,7 +12,7 @@ import pickletools
 import re
 import sys
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch as th
@@ -119,6 +119,12 @@ def generator(source: Any, constructor: Any = None) -> np.random.Generator:
     return np.random.Generator(source if type(source) is np.random.PCG64 else bit_generator(source))
 
 
+def fill_generator(generator: np.random.Generator, state: Any) -> None:
+    """NumPy before 2.0 gives the state to the generator itself."""
+    require(type(generator.bit_generator) is np.random.PCG64, "a random generator is none")
+    fill_bit_generator(cast(np.random.PCG64, generator.bit_generator), state)
+
+
 def seed_sequence(cls: Any, checksum: Any, state: Any) -> np.random.SeedSequence:
     """In the place of Cython's function for NumPy's seed sequences."""
     require(cls is np.random.SeedSequence and state is None, "a seed sequence is none")
@@ -159,7 +165,11 @@ def storage(data: Any) -> Any:
     require(type(data) is bytes, "a tensor has no data")
     stream = io.BytesIO(data)
     for _ in range(5):  # the parts of PyTorch's format before its own data
-        for _, argument, _ in pickletools.genops(stream):
+        for instruction, argument, _ in pickletools.genops(stream):
+            if instruction.name in ("STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "INST", "OBJ"):
+                raise Refusal(f"the instruction {instruction.name} in the data of a tensor")
+            if instruction.name == "GLOBAL" and not re.fullmatch(r"torch \w+Storage", argument):
+                raise Refusal(f"{argument.replace(' ', '.')} in the data of a tensor")
             declared = argument if type(argument) is int and argument.bit_length() <= 64 else 0
             require(declared <= max(len(data), 1 << 16), "a tensor has less data than it says")
     loaded = th.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -173,7 +183,9 @@ def tensor(data: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, h
     require(type(offset) is int and offset >= 0 and check_shape(size) >= 0 <= check_shape(stride), "a tensor has no shape")
     require(len(size) == len(stride), "a tensor has no shape")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    require(0 in size or last < data.size(), f"a tensor of the shape {size} has less data")
+    require(
+        0 in size or last * data.dtype.itemsize < data._untyped_storage.nbytes(), f"a tensor of the shape {size} has less data"
+    )
     require(type(requires_grad) is bool and type(hooks) is OrderedDict and not hooks, "a tensor has hooks")
     rebuilt = th.tensor([], dtype=data.dtype).set_(data._untyped_storage, offset, size, stride)
     rebuilt.requires_grad = requires_grad

@@ -6,13 +6,14 @@ import io
 import pathlib
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count, check_flag
@@ -232,7 +233,12 @@ class SavedAlgorithm(CollectingAlgorithm):
             if trusted:
                 super().load_replay_buffer(path, truncate_last_traj)
             else:
-                self._take_replay_buffer(read_buffer(path), truncate_last_traj)
+                buffer = read_buffer(path)
+                assert self.env is not None or not isinstance(buffer, HerReplayBuffer), (
+                    "`HerReplayBuffer` needs `set_env` first"
+                )
+                with built_from(str(path)):
+                    self._take_replay_buffer(buffer, truncate_last_traj)
             assert self.replay_buffer is not None
             check_compatible_buffer(self.replay_buffer, self.observation_space, self.action_space, self.n_envs)
             self._match_returns(self.replay_buffer)
@@ -248,8 +254,7 @@ class SavedAlgorithm(CollectingAlgorithm):
             buffer.handle_timeout_termination = False
             buffer.timeouts = np.zeros_like(buffer.dones)
         if isinstance(buffer, HerReplayBuffer):
-            assert self.env is not None, "You must pass an environment at load time when using `HerReplayBuffer`"
-            buffer.set_env(self.env)
+            buffer.set_env(cast(VecEnv, self.env))
             if truncate_last_traj:
                 buffer.truncate_last_trajectory()
         buffer.device = self.device

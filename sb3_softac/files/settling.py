@@ -12,6 +12,7 @@ from sb3_softac.files.allowed import Rebuilt
 from sb3_softac.files.rebuilding import require
 
 MAX_DEPTH = 50
+LEAVES = frozenset((int, float, bool, str, bytes, type(None)))
 
 
 def check_values(value: Any, created: list[Any], max_values: int) -> None:
@@ -23,14 +24,15 @@ def check_values(value: Any, created: list[Any], max_values: int) -> None:
     :raises Damage: nested without an end, too deep, or so often that there are more
     """
     ids = {id(each) for each in created}
-    open_values, n_values = [(value, 0)], 0
+    open_values, n_values = [(value, 0)], 1
     while open_values:
         each, depth = open_values.pop()
-        n_values += 1
-        require(n_values <= max_values and depth <= MAX_DEPTH, "its values are nested without an end")
         require(type(each) is not Rebuilt, "it has a function where a value is needed")
         parts = _parts(each, ids)
-        open_values += [(part, depth + 1) for part in parts]
+        if parts:
+            n_values += len(parts)
+            require(n_values <= max_values and depth <= MAX_DEPTH, "its values are nested without an end")
+            open_values += [(part, depth + 1) for part in parts if type(part) not in LEAVES]
 
 
 def _parts(value: Any, created: set[int]) -> Any:

@@ -37,40 +37,40 @@ class Source:
         self.size = file.seek(0, 2) - start
         file.seek(start)
         self._unread = self.size  # behind the chunk
-        self._chunk, self._at = b"", 0
+        self.chunk, self.at = b"", 0
         self._checksum = 0
 
     @property
     def remaining(self) -> int:
-        return self._unread + len(self._chunk) - self._at
+        return self._unread + len(self.chunk) - self.at
 
     def read(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._chunk):
+        end = self.at + size
+        if end > len(self.chunk):
             if size > self.remaining:
                 raise Damage("it ends too early")
             self._refill(size)
             end = size
-        read = self._chunk[self._at : end]
-        self._at = end
+        read = self.chunk[self.at : end]
+        self.at = end
         return read
 
     def _refill(self, size: int) -> None:
-        self._checksum = zlib.crc32(self._chunk[: self._at], self._checksum)
-        rest = self._chunk[self._at :]
+        self._checksum = zlib.crc32(self.chunk[: self.at], self._checksum)
+        rest = self.chunk[self.at :]
         wanted = min(self._unread, max(size - len(rest), CHUNK))
         more = self.file.read(wanted)
         if len(more) != wanted:
             raise Damage("it ends too early")
         self._unread -= wanted
-        self._chunk, self._at = rest + more, 0
+        self.chunk, self.at = rest + more, 0
 
     def read_array(self, size: int) -> bytearray:
         """``size`` bytes, in memory of their own; a large array is read into its place, not copied."""
         if size > self.remaining:
             raise Damage("it ends too early")
         array = bytearray(size)
-        held = min(size, len(self._chunk) - self._at)
+        held = min(size, len(self.chunk) - self.at)
         array[:held] = self.read(held)
         view, done = memoryview(array), held
         while done < size:
@@ -78,8 +78,8 @@ class Source:
             if not block:
                 raise Damage("it ends too early")
             view[done : done + len(block)] = block
-            self._checksum = zlib.crc32(block, zlib.crc32(self._chunk[: self._at], self._checksum))
-            self._chunk, self._at = b"", 0
+            self._checksum = zlib.crc32(block, zlib.crc32(self.chunk[: self.at], self._checksum))
+            self.chunk, self.at = b"", 0
             self._unread -= len(block)
             done += len(block)
         return array
@@ -94,13 +94,13 @@ class Source:
 
     def checksum(self) -> int:
         """Of all that was read."""
-        self._checksum = zlib.crc32(self._chunk[: self._at], self._checksum)
-        self._chunk, self._at = self._chunk[self._at :], 0
+        self._checksum = zlib.crc32(self.chunk[: self.at], self._checksum)
+        self.chunk, self.at = self.chunk[self.at :], 0
         return self._checksum
 
     def leave(self) -> None:
         """Put the file to where reading has ended."""
-        self.file.seek(-(len(self._chunk) - self._at), 1)
+        self.file.seek(-(len(self.chunk) - self.at), 1)
 
 
 class Rules(Protocol):
@@ -140,15 +140,22 @@ class Machine:
         :raises Refusal: it asks for what is not on the list
         :raises Damage: it cannot be read
         """
-        read, instructions = self.source.read, INSTRUCTIONS
+        source, instructions, stop = self.source, TABLE, pickle.STOP[0]
         try:
-            while (code := read(1)) != pickle.STOP:
+            while True:
+                if source.at < len(source.chunk):  # what `read` would do, without the call
+                    code = source.chunk[source.at]
+                    source.at += 1
+                else:
+                    code = source.read(1)[0]
+                if code == stop:
+                    break
                 self.steps += 1
                 if self.steps > self.max_steps:
                     raise Damage("it has far more instructions than a model or a replay buffer needs")
-                instruction = instructions.get(code)
+                instruction = instructions[code]
                 if instruction is None:
-                    raise Damage(f"{code!r} is no instruction of a pickle")
+                    raise Damage(f"{code} is no instruction of a pickle")
                 instruction(self)
             if len(self.stack) != 1 or self.marked:
                 raise Damage("it leaves something unfinished")
@@ -188,6 +195,12 @@ class Machine:
         if type(arguments) is not tuple:
             raise Damage(f"it calls something with a {type(arguments).__name__}")
         return arguments
+
+    def memoize(self) -> None:
+        memo, stack = self.memo, self.stack
+        if not stack:
+            raise Damage("it takes a value that is not there")
+        memo[len(memo)] = stack[-1]
 
     def put(self, index: int) -> None:
         if not self.stack:
@@ -304,9 +317,9 @@ INSTRUCTIONS: dict[bytes, Instruction] = {
     pickle.SHORT_BINUNICODE: lambda m: m.push(_text(m.source.read(m.number(1)))),
     pickle.BINUNICODE: lambda m: m.push(_text(m.source.read(m.number(4)))),
     pickle.BINUNICODE8: lambda m: m.push(_text(m.source.read(m.number(8)))),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.EMPTY_LIST: lambda m: m.stack.append([]),
     pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.EMPTY_DICT: lambda m: m.stack.append({}),
     pickle.EMPTY_SET: lambda m: m.push(set()),
     pickle.LIST: lambda m: m.push(m.pop_mark()),
     pickle.TUPLE: lambda m: m.push(tuple(m.pop_mark())),
@@ -320,11 +333,11 @@ INSTRUCTIONS: dict[bytes, Instruction] = {
     pickle.SETITEM: Machine.set_item,
     pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
     pickle.ADDITEMS: Machine.add_items,
-    pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
+    pickle.MEMOIZE: Machine.memoize,
     pickle.BINPUT: lambda m: m.put(m.number(1)),
     pickle.LONG_BINPUT: lambda m: m.put(m.number(4)),
-    pickle.BINGET: lambda m: m.push(m.memo[m.number(1)]),
-    pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number(4)]),
+    pickle.BINGET: lambda m: m.stack.append(m.memo[m.number(1)]),
+    pickle.LONG_BINGET: lambda m: m.stack.append(m.memo[m.number(4)]),
     pickle.GLOBAL: Machine.named,
     pickle.STACK_GLOBAL: Machine.named_by_stack,
     pickle.REDUCE: Machine.reduce,
@@ -353,3 +366,5 @@ INSTRUCTIONS: dict[bytes, Instruction] = {
     pickle.NEXT_BUFFER: lambda m: m.refuse("NEXT_BUFFER"),
     pickle.READONLY_BUFFER: lambda m: m.refuse("READONLY_BUFFER"),
 }
+#: the same, by number
+TABLE = [INSTRUCTIONS.get(bytes([code])) for code in range(256)]
