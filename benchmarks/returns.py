@@ -1,11 +1,11 @@
-"""Train SoftAC and its peers with the same number of environment steps, and evaluate the deterministic policy.
+"""Train SoftAC, SoftQL and their peers with the same number of environment steps, and evaluate the deterministic policy.
 
     python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output docs/returns-halfcheetah.csv
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Learning starts after 1,000 random steps, at a
 learning rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyperparameter files:
-hyperparams/softac.yml for SoftAC, RL Zoo's own tuned file for a peer; --set overrides those of SoftAC. --table prints CSV
-files as a Markdown table.
+hyperparams/softac.yml for SoftAC, softql.yml for SoftQL, RL Zoo's own tuned file for a peer; --set overrides those of ours.
+--table prints CSV files as a Markdown table, and --plot draws their evaluations over the steps.
 """
 
 import argparse
@@ -66,11 +66,12 @@ class Evaluations(BaseCallback):
 def zoo_settings(algorithm: Any, env: str) -> dict[str, Any]:
     """The constructor arguments that RL Zoo would take from the file of ``algorithm`` for ``env``."""
     theirs = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algorithm.__name__.lower()}.yml"
-    entry = yaml.safe_load((hyperparams_path() if algorithm is SoftAC else theirs).read_text())[env]
-    settings = {name: value for name, value in entry.items() if name not in ("n_timesteps", "policy")}
+    ours = algorithm.__name__.lower() if algorithm in (SoftAC, SoftQL) else None
+    entry = yaml.safe_load((hyperparams_path(ours) if ours else theirs).read_text())[env]
+    settings = {name: value for name, value in entry.items() if name not in ("n_timesteps", "policy", "preset")}
     if isinstance(settings.get("policy_kwargs"), str):
         settings["policy_kwargs"] = eval(settings["policy_kwargs"])  # as RL Zoo does
-    return settings
+    return presets.get(entry["preset"], **settings) if "preset" in entry else settings
 
 
 def entropy_coefficient(model: Any) -> float | str:
@@ -146,12 +147,38 @@ def table(paths: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def plot(paths: list[Path], output: Path) -> None:
+    """The evaluations of every run over its steps, a colour for each variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # writes files, needs no screen
+    from matplotlib import pyplot as plt
+
+    rows = [row for path in paths for row in csv.DictReader(path.open())]
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for row in rows:
+        curve = [float(value) for value in row["curve"].split()]
+        steps = [int(row["steps"]) * (place + 1) / len(curve) for place in range(len(curve))]
+        number = variants.index(row["variant"])
+        is_first = row is next(other for other in rows if other["variant"] == row["variant"])
+        axis.plot(steps, curve, color=f"C{number}", label=row["variant"] if is_first else None)
+    axis.set_title(", ".join(dict.fromkeys(row["env"] for row in rows)))
+    axis.set_xlabel("environment steps")
+    axis.set_ylabel("return of the deterministic policy")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(output, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyperparameter files")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of SoftAC")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["SoftAC dual", "SB3 SAC"])
     parser.add_argument("--points", type=int, default=10, help="evaluations during training")
@@ -159,9 +186,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path, nargs="+", metavar="CSV")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="with --table: draw the curves of its files, too")
     args = parser.parse_args()
     if args.table:
         print(table(args.table))
+        if args.plot:
+            plot(args.table, args.plot)
         return
     if args.output is None:
         parser.error("--output is needed")

@@ -147,38 +147,72 @@ def versions() -> dict[str, str]:
     }
 
 
+#: a color for each goal, and the one of paths that reach none
+COLORS = ("C0", "C1", "C2", "C4", "0.5")
+TITLES = {
+    "SoftQL": "SoftQL",
+    "SoftAC": "SoftAC, learned temperature",
+    "SoftAC, fixed": "SoftAC, temperature of SoftQL",
+}
+
+
 def picture(folder: Path, seed: int, path: Path) -> None:
-    """Paths of both policies, and the actions that SoftQL samples where Q is shown."""
+    """Above, paths of all policies in the color of their goal; below, Q and sampled actions of SoftQL in three states."""
     import matplotlib
 
     matplotlib.use("Agg")  # writes files, needs no screen
     from matplotlib import pyplot as plt
 
     models = {name: kind.load(folder / f"{name}-{seed}", device="cpu") for name, (kind, _) in ALGORITHMS.items()}
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 6.6), layout="compressed")
+    for axis, (name, model) in zip(axes[0], models.items(), strict=True):
+        th.manual_seed(seed)
+        draw_paths(axis, *rollouts(model, DRAWN, seed=20_000 + seed))
+        axis.set_title(TITLES[name], fontsize=11)
+    axes[0, 0].set_ylabel(f"{DRAWN} paths from the middle")
+    for letter, state in zip("abc", STATES, strict=True):
+        axes[0, 0].annotate(letter, state, ha="center", va="center", fontsize=9, bbox=LABEL)
+    for axis, letter, state in zip(axes[1], "abc", STATES, strict=True):
+        th.manual_seed(seed)
+        filled = draw_q(axis, models["SoftQL"], state)
+        axis.set_title(f"SoftQL at {letter}, ({state[0]:g}, {state[1]:g})", fontsize=11)
+        axis.set_xlabel("horizontal action")
+    axes[1, 0].set_ylabel(f"vertical action: Q (color), {DRAWN} samples")
+    figure.colorbar(filled, ax=axes[1], label="Q - max Q", shrink=0.9)
+    figure.savefig(path, dpi=110)
+
+
+LABEL = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": "0.2"}
+
+
+def draw_paths(axis: Any, paths: list[Array], reached: list[int]) -> None:
+    """Paths over the distance to the nearest goal, and the share of them that ends at each."""
     x, y = np.meshgrid(np.linspace(-7, 7, 141), np.linspace(-7, 7, 141))
     costs = np.min([(x - goal[0]) ** 2 + (y - goal[1]) ** 2 for goal in GOALS], axis=0)
-    for axis, (name, model) in zip(axes[0], models.items(), strict=True):
-        axis.contour(x, y, costs, 15, colors="0.85", linewidths=0.8)
-        th.manual_seed(seed)
-        for positions in rollouts(model, DRAWN, seed=20_000 + seed)[0]:
-            axis.plot(*positions.T, color="C0", alpha=0.35, linewidth=0.9)
-        axis.plot(*GOALS.T, "o", color="C3", markersize=7)
-        axis.set_title(f"{name}: {DRAWN} paths")
-        axis.set(xlim=(-7, 7), ylim=(-7, 7), aspect="equal", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
-    model = models["SoftQL"]
+    axis.contour(x, y, costs, 15, colors="0.88", linewidths=0.8)
+    for positions, goal in zip(paths, reached, strict=True):
+        axis.plot(*positions.T, color=COLORS[goal], alpha=0.45, linewidth=0.9)
+    for number, goal in enumerate(GOALS):
+        axis.plot(*goal, "o", color=COLORS[number], markersize=8, markeredgecolor="black")
+        above = goal[1] >= 0.0
+        text = f"{reached.count(number) / len(reached):.0%}"
+        axis.annotate(
+            text, goal, (0, 8 if above else -8), textcoords="offset points", ha="center", va="bottom" if above else "top"
+        )
+    axis.set(xlim=(-7, 7), ylim=(-7, 7), aspect="equal", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
+
+
+def draw_q(axis: Any, model: Any, state: tuple[float, float]) -> Any:
+    """Q over the actions in a state, without its lowest values, and actions of the sampler."""
     actions = th.stack(th.meshgrid(th.linspace(-1, 1, 61), th.linspace(-1, 1, 61), indexing="xy"), dim=-1)
-    for axis, state in zip(axes[1], STATES, strict=True):
-        obs = th.tensor([state])
-        with th.no_grad():
-            q = model.policy.reduced_q(obs, actions.view(1, -1, 2)).view(61, 61)
-            th.manual_seed(seed)
-            samples = model.actor.particles(obs, model.actor.draw_noise(1, 200)).actions[0]
-        axis.contourf(actions[..., 0], actions[..., 1], q, 20, cmap="viridis")
-        axis.plot(*samples.T, ".", color="white", markersize=4)
-        axis.set_title(f"SoftQL: Q and 200 actions\nat ({state[0]:g}, {state[1]:g})", fontsize=10)
-        axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
-    figure.savefig(path, dpi=110)
+    obs = th.tensor([state])
+    with th.no_grad():
+        q = model.policy.reduced_q(obs, actions.view(1, -1, 2)).view(61, 61)
+        samples = model.actor.particles(obs, model.actor.draw_noise(1, DRAWN)).actions[0]
+    filled = axis.contourf(*actions.unbind(2), q - q.max(), np.arange(-5.0, 0.1, 0.5), cmap="Blues", extend="min")
+    axis.plot(*samples.T, ".", color="C3", markersize=4)
+    axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    return filled
 
 
 TRANSFER = ("from scratch", "from the four goals")
@@ -192,7 +226,8 @@ def transfer(job: tuple[str, int, int, Path, dict[str, Any]]) -> dict[str, Any]:
     th.set_num_threads(1)
     goals = GOALS[seed % len(GOALS)][None]
     kind, own = ALGORITHMS["SoftQL"]
-    arguments = {**COMMON, **own, **settings, "learning_starts": 200, "random_steps": 0}
+    # The warm start begins with its own policy, the other one with 200 random steps.
+    arguments = {**COMMON, **own, **settings, "learning_starts": 200, "random_steps": None if start == TRANSFER[0] else 0}
     model = kind("MlpPolicy", MultiGoal(goals), seed=seed, device="cpu", **arguments)
     if start != TRANSFER[0]:
         model.warm_start(folder / "SoftQL-0")

@@ -1,6 +1,7 @@
 """What every algorithm of the family does in SB3's place: learn, train, schedules, metrics."""
 
 import math
+import pathlib
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.collect import check_statistics
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags
 from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.files import export
 from sb3_softac.replay import Batch, BlockSampler
 from sb3_softac.schedules import check_rate
 from sb3_softac.temperature_options import TemperedAlgorithm
@@ -232,3 +235,38 @@ class SoftAlgorithm(TemperedAlgorithm):
         self._read_metrics()
         self._runtime.dumped = True
         super().dump_logs()
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def export(
+        self,
+        path: str | pathlib.Path,
+        format: export.Format = "onnx",
+        deterministic: bool = True,
+        vec_normalize: VecNormalize | None = None,
+    ) -> pathlib.Path:
+        """Write the policy as one file that maps raw observations to actions of the environment.
+
+        Observations enter in batches, as ``observation_space`` has them (images channels first, as SB3 stores them), Dict
+        ones by the names of their keys; the output ``action`` is rescaled to the action bounds and clipped. The file is
+        compared with ``predict()`` on random observations before it replaces an older file.
+        ``sb3_softac.export.ExportedPolicy`` loads it again; its ``metadata`` say how it comes to an action.
+
+        :param path: file name; ``.onnx`` or ``.pt`` is added if it has no suffix
+        :param format: ``"onnx"``, which needs the extra ``export``, or ``"torchscript"``
+        :param deterministic: the mean or most probable action; with ``SoftQL`` the one of the largest Q, of
+            ``kernel_particles`` that are made of the noise that the policy keeps. False samples, with TorchScript only
+        :param vec_normalize: statistics that normalise the observations inside the file, if the model was trained with them
+        :return: the file
+        :raises ValueError: a value out of range, or options that contradict each other
+        :raises ImportError: ONNX is not installed
+        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound),
+            or where float32 itself is not so exact, by more than a few times its rounding error
+        """
+        if vec_normalize is None and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            warnings.warn(
+                "The model was trained with normalised observations, but the file will not normalise them: "
+                "`vec_normalize=model.get_vec_normalize_env()` makes it do so.",
+                stacklevel=2,
+            )
+        return export.write(self.policy, path, format, deterministic, vec_normalize, self.log_name)

@@ -1,5 +1,5 @@
 """Use of exported policies: ``from sb3_softac.export import ExportedPolicy``."""
 
-from sb3_softac.files.export import ExportedPolicy, describe, is_exported
+from sb3_softac.files.exported import ExportedPolicy, describe, is_exported
 
 __all__ = ["ExportedPolicy", "describe", "is_exported"]

@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
@@ -11,14 +10,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
 from sb3_softac.arguments.soft_ac import check_architecture, check_arguments
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile
-from sb3_softac.files import conversion, export, to_sb3, warm_start
+from sb3_softac.files import conversion, to_sb3, warm_start
 from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
 from sb3_softac.update import (
     ActorCriticSettings,
@@ -245,38 +243,6 @@ class SoftAC(SoftAlgorithm):
         return self.update_class(self.policy, self.temperature, settings)
 
     # --- other models and files ---------------------------------------------------------------------------------------
-
-    def export(
-        self,
-        path: str | pathlib.Path,
-        format: export.Format = "onnx",
-        deterministic: bool = True,
-        vec_normalize: VecNormalize | None = None,
-    ) -> pathlib.Path:
-        """Write the policy as one file that maps raw observations to actions of the environment.
-
-        Observations enter in batches, as ``observation_space`` has them (images channels first, as SB3 stores them), Dict
-        ones by the names of their keys; the output ``action`` is rescaled to the action bounds and clipped. The file is
-        compared with ``predict()`` on random observations before it replaces an older file.
-        ``sb3_softac.export.ExportedPolicy`` loads it again.
-
-        :param path: file name; ``.onnx`` or ``.pt`` is added if it has no suffix
-        :param format: ``"onnx"``, which needs the extra ``export``, or ``"torchscript"``
-        :param deterministic: the mean or most probable action; False samples, with TorchScript only
-        :param vec_normalize: statistics that normalise the observations inside the file, if the model was trained with them
-        :return: the file
-        :raises ValueError: a value out of range, or options that contradict each other
-        :raises ImportError: ONNX is not installed
-        :raises RuntimeError: the file differs from the model by more than 1e-5 (for action bounds above 1, times the bound),
-            or where float32 itself is not so exact, by more than a few times its rounding error
-        """
-        if vec_normalize is None and self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            warnings.warn(
-                "The model was trained with normalised observations, but the file will not normalise them: "
-                "`vec_normalize=model.get_vec_normalize_env()` makes it do so.",
-                stacklevel=2,
-            )
-        return export.write(self.policy, path, format, deterministic, vec_normalize)
 
     def warm_start(
         self: SelfSoftAC,

@@ -4,6 +4,7 @@ import io
 import pathlib
 from typing import Any, ClassVar, TypeVar, cast
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -228,7 +229,7 @@ class SoftQL(SoftAlgorithm):
         """Refuse a temperature of 0 with continuous actions, where Q is divided by it."""
         if isinstance(self.action_space, spaces.Discrete) or not isinstance(temperature, FixedTemperature):
             return
-        value = float(temperature.schedule(progress))
+        value = float(np.float32(temperature.schedule(progress)))
         if not value > 0.0:
             raise ValueError(
                 f"`ent_coef` is {self.ent_coef!r}, which is {value:g} at a remaining progress of {progress:g}, but it must "
@@ -239,12 +240,20 @@ class SoftQL(SoftAlgorithm):
         self._check_temperature(self.temperature, max(self._current_progress_remaining, 0.0))
         super()._update_schedules()
 
-    def _make_update(self) -> Update:
+    def _apply_options(self, changed: Any) -> None:
+        super()._apply_options(changed)
+        self._check_density()
+        self._act_as_described()
+
+    def _check_density(self) -> None:
         if self.value_proposal == "policy" and not self.policy.actor.has_density:
             raise ValueError(
                 "`value_proposal` is 'policy', but it must be 'uniform': the sampler has no density. One that has it: "
                 'policy_kwargs={"sampler": "gaussian"}.'
             )
+
+    def _make_update(self) -> Update:
+        self._check_density()
         settings = SoftQSettings(
             clip_gradients=self.max_grad_norm is not None,
             target_q=self.target_q,
@@ -258,11 +267,11 @@ class SoftQL(SoftAlgorithm):
 
     def _set_numbers(self, update: Update) -> None:
         super()._set_numbers(update)
-        cast(SoftQLPolicy, self.policy).target_q = self.target_q
-        self._act_at_the_temperature()
+        self._act_as_described()
 
-    def _act_at_the_temperature(self) -> None:
-        """Discrete actions are sampled at α, which the policy knows for itself, so that it also acts without the algorithm."""
+    def _act_as_described(self) -> None:
+        """The policy also acts without the algorithm: it knows for itself which Q counts, and α for discrete actions."""
+        cast(SoftQLPolicy, self.policy).target_q = self.target_q
         if isinstance(self.action_space, spaces.Discrete):
             self.policy.actor.ent_coef.copy_(self.temperature.value)
 
@@ -273,12 +282,14 @@ class SoftQL(SoftAlgorithm):
 
     def _check_kernel(self) -> None:
         """Refuse a kernel that returns other shapes than it must, before anything is collected."""
-        if isinstance(self.action_space, spaces.Discrete):
+        if isinstance(self.action_space, spaces.Discrete) or self.kernel is gaussian_kernel:
             return
         n_moved = n_updated(self.kernel_particles, self.kernel_update_ratio)
-        particles = th.rand((2, self.kernel_particles, self.policy.actor.action_dim), device=self.device)
+        generator = th.Generator().manual_seed(0)  # the training's own random numbers are not for this
+        shape = (2, self.kernel_particles, self.policy.actor.action_dim)
+        particles = th.rand(shape, generator=generator).to(self.device)
         fixed, updated = particles[:, n_moved:], particles[:, :n_moved]
-        check_kernel_values(self.kernel(fixed, updated), tuple(fixed.shape), n_moved)
+        check_kernel_values(self.kernel(fixed, updated), fixed, n_moved)
 
     # --- other models and files ---------------------------------------------------------------------------------------
 
@@ -302,7 +313,7 @@ class SoftQL(SoftAlgorithm):
         """
         self._follow_options()
         warm_start.warm_start(self, source, temperature, SoftQL, takes_sac=False, trusted=trusted)
-        self._act_at_the_temperature()
+        self._act_as_described()
         return self
 
     def set_parameters(
@@ -310,4 +321,4 @@ class SoftQL(SoftAlgorithm):
     ) -> None:
         """As in ``SoftAC``."""
         super().set_parameters(load_path_or_dict, exact_match, device)
-        self._act_at_the_temperature()
+        self._act_as_described()

@@ -1,55 +1,40 @@
 """Everything about RL Zoo: registration, hyperparameter search, and ``python -m sb3_softac.zoo train|enjoy|…``.
 
 RL Zoo finds algorithms, samplers and converters in dicts that its modules share, so these are changed in place, and so are
-its classes, which other modules may have imported already. Every extension acts only where the algorithm is ``softac``, but
-for one: with all algorithms ``-params`` takes a few strings without quotes, which is an error otherwise.
+its classes, which other modules may have imported already. Every extension acts only where the algorithm is one of ours, which
+``zoo_algorithms`` lists, but for one: with all algorithms ``-params`` takes a few strings without quotes, which is an error
+otherwise.
 """
 
 import argparse
 import contextlib
-import difflib
 import functools
 import inspect
 import io
-import re
 import runpy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from pprint import pprint
 from types import FunctionType, ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from sb3_softac import SoftAC, presets
+from sb3_softac.arguments.checks import check_choice
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
 from sb3_softac.files.reading import attribute_names
+from sb3_softac.zoo_algorithms import ALGORITHMS, Algorithm, quoted, suggestion
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
 if TYPE_CHECKING:
     import optuna
 
+#: The algorithm that is meant where none is named.
 ALGO = "softac"
-
-#: Strings that RL Zoo's ``-params`` would evaluate as Python and fail on: schedules, "auto" and "auto_0.1".
-PLAIN_STRING = re.compile(r"((lin|exp|cos|warm)_[-+.\w]+|auto(_[-+.\w]+)?)")
-
-#: Names of functions, classes and modules, which are strings where an argument takes names.
-PLAIN_NAME = re.compile(r"(?!(True|False|None)$)[A-Za-z_][-.\w]*")
-
-#: Hyperparameters that RL Zoo itself understands, and ours that stands for many.
-OF_RL_ZOO = (
-    *("callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "noise_std"),
-    *("noise_type", "normalize", "policy", "preset", "vec_env_wrapper"),
-)
-
-#: Arguments of SoftAC that RL Zoo passes from its own command line.
-OF_COMMAND_LINE = {name: f"--{name.replace('_', '-')}" for name in ("device", "env", "seed", "tensorboard_log", "verbose")}
-
-SAMPLED_BY_US = ("value_network", "actor_q", "target_q", "policy_delay", "ent_coef_update", "actor_learning_rate")
 
 #: What RL Zoo prints before the hyperparameters.
 HEADING = "Default hyperparameters for environment (ones being tuned will be overridden):"
@@ -72,123 +57,101 @@ SCRIPTS = {
 }
 
 
-def hyperparams_path() -> Path:
-    """Our hyperparameters in RL Zoo's format: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "hyperparams" / f"{ALGO}.yml"
-    return installed if installed.is_file() else package.parent / "hyperparams" / f"{ALGO}.yml"
+def hyperparams_path(algo: str = ALGO) -> Path:
+    """The file of hyperparameters of one of our algorithms, in RL Zoo's format.
+
+    :param algo: its name in RL Zoo
+    :raises ValueError: unknown name
+    """
+    check_choice("algo", algo, tuple(ALGORITHMS))
+    return ALGORITHMS[algo].hyperparams_path
 
 
 # --- hyperparameter search
 
 
-def convert_softac_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """Turn the parameters of a trial into arguments of ``SoftAC``; the shared ones are converted as those of SAC.
+class _PartlyFixed:
+    """An Optuna trial that does not sample some of the numbers that it is asked for.
 
-    :param sampled_params: parameters as Optuna stores them
-    :return: constructor arguments
+    :param trial: the trial
+    :param fixed: their names
     """
-    from rl_zoo3.hyperparams_opt import convert_offpolicy_params
 
-    ours = {name: value for name, value in sampled_params.items() if name in SAMPLED_BY_US}
-    shared = {name: value for name, value in sampled_params.items() if name not in SAMPLED_BY_US}
-    return {**convert_offpolicy_params(shared), **_with_implied(ours)}
+    def __init__(self, trial: "optuna.Trial", fixed: Collection[str]) -> None:
+        self._trial, self._fixed = trial, fixed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_float(self, name: str, low: float, high: float, **kwargs: Any) -> float:
+        return low if name in self._fixed else self._trial.suggest_float(name, low, high, **kwargs)
 
 
-def sample_softac_params(
-    trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
+def sample_params(
+    algorithm: Algorithm, trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """Sample what RL Zoo samples for SAC, and our own options.
 
+    :param algorithm: what it is for
     :param trial: Optuna trial
-    :param n_actions: action dimension
+    :param n_actions: action dimension; 0, as RL Zoo has it, if actions are discrete
     :param n_envs: number of environments
     :param additional_args: RL Zoo's information about the replay buffer
     :return: constructor arguments
     """
     from rl_zoo3.hyperparams_opt import sample_sac_params
 
-    shared: dict[str, Any] = sample_sac_params(trial, n_actions, n_envs, additional_args)
-    ours = {
-        "value_network": trial.suggest_categorical("value_network", [False, True]),
-        "actor_q": trial.suggest_categorical("actor_q", ["min", "mean", "first"]),
-        "target_q": trial.suggest_categorical("target_q", ["min", "mean"]),
-        "policy_delay": trial.suggest_int("policy_delay", 1, 3),
-        "ent_coef_update": trial.suggest_categorical("ent_coef_update", ["dual", "log", "exp"]),
-        "actor_learning_rate": trial.suggest_float("actor_learning_rate", 1e-5, 0.002, log=True),
-    }
-    return {**shared, **_with_implied(ours)}
+    shared = sample_sac_params(cast(Any, _PartlyFixed(trial, algorithm.fixed)), n_actions, n_envs, additional_args)
+    return _with_ours(algorithm, shared, algorithm.sample(trial, n_actions))
 
 
-def _with_implied(ours: dict[str, Any]) -> dict[str, Any]:
-    """Add what the sampled options need, in case the hyperparameter file or the command line has set it otherwise."""
-    # A search over its update needs a learned temperature; the common learning rate is sampled, so critics must follow it.
-    implied: dict[str, Any] = {"ent_coef": "auto", "critic_learning_rate": None, "ent_coef_learning_rate": None}
-    if not ours.get("value_network", False):
-        implied["value_learning_rate"] = None
-    return {**implied, **ours}
+def convert_params(algorithm: Algorithm, sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """Turn the parameters of a trial into constructor arguments; the shared ones are converted as those of SAC.
 
-
-def option_defaults() -> dict[str, Any]:
-    """The arguments of ``SoftAC`` that hyperparameters may set, with their defaults.
-
-    RL Zoo may have been given a subclass instead of ``SoftAC``, whose own arguments count too.
+    :param algorithm: what it is for
+    :param sampled_params: parameters as Optuna stores them
+    :return: constructor arguments
     """
+    from rl_zoo3.hyperparams_opt import convert_offpolicy_params
+
+    ours = {name: value for name, value in sampled_params.items() if name in algorithm.sampled}
+    shared = {name: value for name, value in sampled_params.items() if name not in algorithm.sampled}
+    return _with_ours(algorithm, convert_offpolicy_params(shared), ours)
+
+
+def _with_ours(algorithm: Algorithm, shared: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
+    ours = algorithm.arguments(sampled)
+    return {**shared, **ours, "policy_kwargs": {**shared["policy_kwargs"], **ours.get("policy_kwargs", {})}}
+
+
+def option_defaults(algorithm: Algorithm) -> dict[str, Any]:
+    """The arguments that hyperparameters may set, with their defaults; those of a subclass that RL Zoo has been given, too."""
     from rl_zoo3.utils import ALGOS
 
-    constructors = [inspect.signature(base) for base in ALGOS.get(ALGO, SoftAC).__mro__ if issubclass(base, SoftAC)]
-    defaults = {name: entry.default for constructor in constructors for name, entry in constructor.parameters.items()}
-    other = {*OF_COMMAND_LINE, "policy", "args", "kwargs", "_init_setup_model"}
-    return {name: default for name, default in defaults.items() if name not in other}
+    return algorithm.option_defaults(ALGOS.get(algorithm.name))
 
 
-def takes_names(argument: str) -> bool:
-    """Whether the values of a hyperparameter are names: ``min`` is one of them, and no function of Python."""
-    default = option_defaults().get(argument)
-    others = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
-    return argument in others or isinstance(default, str)
-
-
-def check_names(hyperparams: Mapping[str, Any]) -> None:
-    """Refuse names that neither ``SoftAC`` nor RL Zoo knows, before anything is built from them.
-
-    :param hyperparams: values by name
-    :raises ValueError: an unknown name, or one that belongs to another argument of the command line
-    """
-    ours = list(option_defaults())
-    for name, value in hyperparams.items():
-        if name in OF_COMMAND_LINE:
-            raise ValueError(
-                f"`{name}` is {value!r}, but it must not be a hyperparameter: pass {OF_COMMAND_LINE[name]} instead."
-            )
-        if name not in ours and name not in OF_RL_ZOO:
-            raise ValueError(
-                f"`{name}` is {value!r}, but there is no such hyperparameter.{_suggest(name, [*ours, *OF_RL_ZOO])} "
-                f"Allowed are arguments of SoftAC ({', '.join(ours)}) and of RL Zoo ({', '.join(OF_RL_ZOO)})."
-            )
-
-
-def _suggest(name: str, allowed: list[str]) -> str:
-    matches = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]}?" if matches else ""
-
-
-def expand_preset(explicit: Mapping[str, Any] | None, hyperparams: dict[str, Any]) -> dict[str, Any]:
+def expand_preset(
+    explicit: Mapping[str, Any] | None, hyperparams: dict[str, Any], algorithm: Algorithm = ALGORITHMS[ALGO]
+) -> dict[str, Any]:
     """Replace the key ``preset`` by the arguments that it stands for.
 
     A preset of the hyperparameter file is overridden by its other keys. One of the command line replaces what the file
-    tunes for its task, and is overridden by the other arguments of the command line, and by those of an Optuna trial.
+    tunes for its task, but for what the presets leave to that, and is overridden by the other arguments of the command line,
+    and by those of an Optuna trial.
 
     :param explicit: what was passed with ``-params``, or comes from a trial
     :param hyperparams: the entry of the file, updated with it
-    :return: arguments of ``SoftAC`` and of RL Zoo
-    :raises ValueError: unknown preset
+    :param algorithm: what the preset must be for
+    :return: arguments of the algorithm and of RL Zoo
+    :raises ValueError: unknown preset, or one of another algorithm
     """
     if "preset" not in hyperparams:
         return hyperparams
+    algorithm.check_preset(hyperparams["preset"])
     given = {name: value for name, value in hyperparams.items() if name != "preset"}
     if "preset" in (explicit or {}):
-        tuned = {*option_defaults()} - {*(explicit or {})}
+        tuned = {*option_defaults(algorithm)} - {*(explicit or {})} - {*algorithm.of_task}
         given = {name: value for name, value in given.items() if name not in tuned}
     if isinstance(given.get("policy_kwargs"), str):
         import rl_zoo3.exp_manager
@@ -198,27 +161,29 @@ def expand_preset(explicit: Mapping[str, Any] | None, hyperparams: dict[str, Any
     return presets.get(hyperparams["preset"], **given)
 
 
+def _asked_for(namespace: Any) -> Algorithm | None:
+    """Which of our algorithms a command line is for; ``--algo`` may stand behind what is parsed now."""
+    command = f"{' '.join(sys.argv)} ".replace("=", " ")
+    behind = next((algorithm for name, algorithm in ALGORITHMS.items() if f" --algo {name} " in command), None)
+    return ALGORITHMS.get(getattr(namespace, "algo", ""), behind)
+
+
 def _store_params(store: Callable[..., None]) -> Callable[..., None]:
-    """``-params`` takes names and schedules without quotes; for ``softac`` it explains what it does not understand."""
+    """``-params`` takes names and schedules without quotes; for ours it explains what it does not understand."""
 
     @functools.wraps(store)
     def call(self: Any, parser: Any, namespace: Any, values: list[str], option_string: str | None = None) -> None:
-        quoted = []
-        for argument in values:
-            key, _, value = argument.partition(":")
-            is_string = PLAIN_STRING.fullmatch(value) or (PLAIN_NAME.fullmatch(value) and takes_names(key))
-            quoted.append(f"{key}:{value!r}" if is_string else argument)
-        # `--algo` may stand behind `-params`: the namespace then still holds its default.
-        command = f"{' '.join(sys.argv)} ".replace("=", " ")
-        is_ours = getattr(namespace, "algo", None) == ALGO or f" --algo {ALGO} " in command
-        if not is_ours or "-params" not in self.option_strings:
-            store(self, parser, namespace, quoted, option_string)
+        algorithm = _asked_for(namespace)
+        options = option_defaults(algorithm or ALGORITHMS[ALGO])
+        values = [quoted(argument, options) for argument in values]
+        if algorithm is None or "-params" not in self.option_strings:
+            store(self, parser, namespace, values, option_string)
             return
         stored: dict[str, Any] = {}
-        for argument in quoted:
+        for argument in values:
             key, _, value = argument.partition(":")
             try:
-                check_names({key: value})
+                algorithm.check_names({key: value}, options)
             except ValueError as error:
                 raise argparse.ArgumentError(self, str(error)) from error
             try:
@@ -259,7 +224,8 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(read)
     def read_hyperparameters(self: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        if self.algo != ALGO:
+        algorithm = ALGORITHMS.get(self.algo)
+        if algorithm is None:
             return read(self)  # type: ignore[no-any-return]
         printed = io.StringIO()
         try:
@@ -270,8 +236,8 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
         explicit = dict(self.custom_hyperparams or {})
         if self.storage and self.study_name and self.trial_id:
             explicit = self.load_trial(self.storage, self.study_name, self.trial_id) | explicit
-        check_names(hyperparams)
-        hyperparams = expand_preset(explicit, hyperparams)
+        algorithm.check_names(hyperparams, option_defaults(algorithm))
+        hyperparams = expand_preset(explicit, hyperparams, algorithm)
         if self.n_timesteps > 0:
             hyperparams["n_timesteps"] = self.n_timesteps
         if self.env_kwargs:
@@ -286,17 +252,20 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
     return read_hyperparameters
 
 
-def _continue_from_sac(load: Callable[..., Any]) -> Callable[..., Any]:
-    """``--trained-agent`` takes files of SB3's SAC too; what is kept from the agent is saved as it has it."""
+def _continue(load: Callable[..., Any]) -> Callable[..., Any]:
+    """What is kept from a ``--trained-agent`` is saved as it has it; with ``softac`` it may be a file of SB3's SAC."""
 
     @functools.wraps(load)
     def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
-        if self.algo != ALGO:
+        algorithm = ALGORITHMS.get(self.algo)
+        if algorithm is None:
             return load(self, hyperparams, env)
-        algorithms = {ALGO: SimpleNamespace(load=_load_sac)}
-        is_sac = saved_by_sac(self.trained_agent)
+        algorithms = {algorithm.name: SimpleNamespace(load=_load_sac)}
+        is_sac = algorithm.takes_sac and saved_by_sac(self.trained_agent)
         model = (_rebind(load, ALGOS=algorithms) if is_sac else load)(self, hyperparams, env)
-        of_policy = {name: value for name, value in model.policy_kwargs.items() if name not in ("use_sde", "value_network")}
+        # The model also keeps there what it tells its policy of its own options.
+        options = option_defaults(algorithm)
+        of_policy = {name: value for name, value in model.policy_kwargs.items() if name not in options}
         kept = {"policy_kwargs": of_policy, "ent_coef": model.ent_coef}
         changed = {name: kept[name] for name in kept if name in self._used and self._used[name] != kept[name]}
         if changed:
@@ -350,21 +319,22 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if self.algo == ALGO:
+        algorithm = ALGORITHMS.get(self.algo)
+        if algorithm is not None:
             if not signature.bind(self, *args, **kwargs).arguments.get("config"):
-                self.config = str(hyperparams_path())
-            # Instead of RL Zoo's own parsing of schedules, which knows fewer of them than SoftAC.
-            self._preprocess_schedules = functools.partial(expand_preset, self.custom_hyperparams)
+                self.config = str(algorithm.hyperparams_path)
+            # Instead of RL Zoo's own parsing of schedules, which knows fewer of them than ours.
+            self._preprocess_schedules = functools.partial(expand_preset, self.custom_hyperparams, algorithm=algorithm)
 
     return __init__
 
 
 def _train_in_parallel(method: Callable[..., None]) -> Callable[..., None]:
-    """``ParallelTrainCallback`` asks for SAC by name, and needs nothing of it that SoftAC has not."""
+    """``ParallelTrainCallback`` asks for SAC by name, and needs nothing of it that ours have not."""
 
     @functools.wraps(method)
     def call(self: Any) -> None:
-        if isinstance(self.model, SoftAC):
+        if isinstance(self.model, tuple(algorithm.base for algorithm in ALGORITHMS.values())):
             _rebind(method, SAC=type(self.model))(self)
         else:
             method(self)
@@ -382,16 +352,17 @@ def _extend(owner: type, **methods: Callable[[Callable[..., Any]], Callable[...,
 
 
 def extend_utils(module: ModuleType) -> None:
-    """Add SoftAC to RL Zoo's algorithms, and let ``-params`` take its strings without extra quotes.
+    """Add ours to RL Zoo's algorithms, and let ``-params`` take its strings without extra quotes.
 
     :param module: ``rl_zoo3.utils``
     """
-    module.ALGOS.setdefault(ALGO, SoftAC)
+    for name, algorithm in ALGORITHMS.items():
+        module.ALGOS.setdefault(name, algorithm.base)
     _extend(module.StoreDict, __call__=_store_params)
 
 
 def extend_callbacks(module: ModuleType) -> None:
-    """Let ``ParallelTrainCallback`` train SoftAC.
+    """Let ``ParallelTrainCallback`` train our algorithms.
 
     :param module: ``rl_zoo3.callbacks``
     """
@@ -399,26 +370,27 @@ def extend_callbacks(module: ModuleType) -> None:
 
 
 def extend_experiment_manager(module: ModuleType) -> None:
-    """Add sampler and converter for ``-optimize``, our hyperparameter file and presets, and files of SAC to continue from.
+    """Add samplers and converters for ``-optimize``, our hyperparameter files and presets, and agents to continue from.
 
     :param module: ``rl_zoo3.exp_manager``
     """
     import rl_zoo3.callbacks
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
-    HYPERPARAMS_SAMPLER.setdefault(ALGO, sample_softac_params)
-    HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_softac_params)
+    for name, algorithm in ALGORITHMS.items():
+        HYPERPARAMS_SAMPLER.setdefault(name, functools.partial(sample_params, algorithm))
+        HYPERPARAMS_CONVERTER.setdefault(name, functools.partial(convert_params, algorithm))
     _extend(
         module.ExperimentManager,
         __init__=_with_our_defaults,
         read_hyperparameters=_read_what_is_used,
-        _load_pretrained_agent=_continue_from_sac,
+        _load_pretrained_agent=_continue,
     )
     extend_callbacks(rl_zoo3.callbacks)  # which the manager has imported
 
 
 def register() -> None:
-    """Make ``softac`` known to RL Zoo in this process; calling it again changes nothing."""
+    """Make our algorithms known to RL Zoo in this process; calling it again changes nothing."""
     import rl_zoo3.exp_manager
     import rl_zoo3.utils
 
@@ -427,17 +399,17 @@ def register() -> None:
 
 
 def main() -> None:
-    """Run a script of RL Zoo, such as ``train`` or ``enjoy``, with SoftAC registered; exit with 2 if there is none."""
+    """Run a script of RL Zoo, such as ``train`` or ``enjoy``, with our algorithms registered; exit with 2 if there is none."""
     scripts = "\n".join(f"  {name:16} {text}" for name, (_, text) in SCRIPTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m sb3_softac.zoo",
         usage=f"%(prog)s SCRIPT [arguments of that script]\n\nscripts (SCRIPT --help lists their arguments):\n{scripts}",
-        description=f"Run a script of RL Zoo that knows --algo {ALGO}.",
+        description=f"Run a script of RL Zoo that knows --algo {' and '.join(ALGORITHMS)}.",
     )
     parser.add_argument("script", metavar="SCRIPT", help="one of those above")
     script = parser.parse_args(sys.argv[1:2]).script
     if script not in SCRIPTS:
-        parser.error(f"SCRIPT is {script!r}, but it must be one of {', '.join(SCRIPTS)}.{_suggest(script, list(SCRIPTS))}")
+        parser.error(f"SCRIPT is {script!r}, but it must be one of {', '.join(SCRIPTS)}.{suggestion(script, list(SCRIPTS))}")
     register()
     del sys.argv[1]
     runpy.run_module(f"rl_zoo3.{SCRIPTS[script][0]}", run_name="__main__", alter_sys=True)

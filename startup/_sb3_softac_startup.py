@@ -1,4 +1,4 @@
-"""Lets RL Zoo find ``--algo softac``: Python runs this at start-up, through ``sb3_softac.pth``.
+"""Lets RL Zoo find ``--algo softac`` and ``softql``: Python runs this at start-up, through ``sb3_softac.pth``.
 
 RL Zoo loads no plugins before it parses ``--algo``. This finder therefore waits for the import of three RL Zoo modules and
 has ``sb3_softac.zoo`` extend each as soon as it is complete. It imports nothing else at start-up, and it never raises. The

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_softac
-from sb3_softac import SoftAC, SoftACPolicy
+from sb3_softac import SoftAC, SoftACPolicy, SoftQL, SoftQLPolicy
+from sb3_softac.update import gaussian_kernel
 
 ROOT = Path(__file__).parent.parent
 README, ALGORITHM = (ROOT / "README.md").read_text(), (ROOT / "docs" / "algorithm.md").read_text()
@@ -49,7 +50,7 @@ def is_defined(code: str) -> bool:
     if owner:
         places = [module for module in modules if module.__name__.endswith(f".{owner}")]
         return any(hasattr(place, name) for place in [*places, *(vars(module).get(owner) for module in modules)])
-    options = parameters_of(SoftAC).keys() | parameters_of(SoftACPolicy).keys()
+    options = {option for owner in (SoftAC, SoftACPolicy, SoftQL, SoftQLPolicy) for option in parameters_of(owner)}
     if name.endswith("_"):  # short for a rate, in a list of them
         return f"{name}learning_rate" in options
     if "=" in code and "(" not in code:
@@ -77,7 +78,8 @@ def test_every_file_of_tests_that_is_named_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "owner"), [("## Options", SoftAC), ("`policy_kwargs` takes those of SB3's", SoftACPolicy)]
+    ("heading", "owner"),
+    [("## Options", SoftAC), ("`policy_kwargs` takes those of SB3's", SoftACPolicy), ("## Soft Q-learning", SoftQL)],
 )
 def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type) -> None:
     parameters = parameters_of(owner)
@@ -85,7 +87,8 @@ def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type)
     listed: set[str] = set()
     for options, defaults, *_ in table(heading):
         names = re.findall(r"`(\w+)`", options)
-        values = [eval(value) for value in re.findall(r"`([^`]+)`", defaults)] * len(names)
+        known = {"gaussian_kernel": gaussian_kernel}
+        values = [eval(value, known) for value in re.findall(r"`([^`]+)`", defaults)] * len(names)
         for name, value in zip(names, values, strict=False):
             default = [256, 256] if name == "net_arch" and parameters[name].default is None else parameters[name].default
             assert default == value, name

@@ -26,6 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import SoftAC, presets, zoo
+from sb3_softac.zoo_algorithms import ALGORITHMS, OF_RL_ZOO
 
 PYTHON, RL_ZOO3 = [sys.executable], [str(Path(sys.executable).parent / "rl_zoo3")]
 PENDULUM = ["--algo", "softac", "--env", "Pendulum-v1"]
@@ -126,7 +127,7 @@ class TestCommands:
         )
         assert printed.count("finished with value") == 2
         assert "Trial 1 pruned" not in printed
-        for name in zoo.SAMPLED_BY_US:
+        for name in ALGORITHMS["softac"].sampled:
             assert name in printed
         (report,) = (tmp_path / "logs" / "softac").glob("report_*.csv")
         assert len(report.read_text().splitlines()) == 3
@@ -326,7 +327,7 @@ class TestSavedHyperparameters:
         manager, model = experiment(hyperparams=given)
         saved = saved_by(manager)
         printed = capsys.readouterr().out
-        named = {name: value for name, value in saved.items() if name not in zoo.OF_RL_ZOO}
+        named = {name: value for name, value in saved.items() if name not in OF_RL_ZOO}
         for name, value in named.items():
             assert f"('{name}'," in printed
             if name in ("policy_kwargs", "train_freq"):  # in other forms in the model
@@ -605,7 +606,7 @@ class TestSearchSpace:
         sampled = HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
         given = {"ent_coef": 0.1, "value_learning_rate": 1e-3, "device": "cpu"}  # what a file or a command line may set
         model = SoftAC("MlpPolicy", env, **{**given, **sampled})
-        for name in zoo.SAMPLED_BY_US:
+        for name in ALGORITHMS["softac"].sampled:
             assert getattr(model, name) == trial.params[name]
 
     def test_the_converter_gives_what_the_sampler_gave(self) -> None:

@@ -170,6 +170,10 @@ def check_weights_fit(
         if now[name] != saved:
             advice = ": a new model with it can `warm_start` from this one" if name.startswith("ent_coef") else ""
             raise ValueError(f"`{name}` is {getattr(model, name)!r}, but the saved model needs {name} {saved!r}{advice}.")
+    for name in of_algorithm:
+        given = (expected_policy_kwargs or {}).get(name, getattr(model, name))
+        if given != getattr(model, name):
+            raise ValueError(f"`policy_kwargs` has {name} {given!r}, but the saved model needs {getattr(model, name)!r}.")
     if expected_policy_kwargs is not None:
         expected, kept = (
             {name: value for name, value in kwargs.items() if name not in of_algorithm}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_real, is_learned, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
@@ -36,8 +37,10 @@ def check_architecture(
     :return: what the weights are built for
     :raises ValueError: another architecture
     """
-    now = {"kernel_particles": model.kernel_particles, "noise_dim": model.noise_dim, **temperature_weights(model)}
-    check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm=("kernel_particles", "noise_dim"))
+    of_algorithm = ("kernel_particles", "noise_dim", "target_q")
+    noise_dim = get_action_dim(model.action_space) if model.noise_dim is None else model.noise_dim
+    now = {"kernel_particles": model.kernel_particles, "noise_dim": noise_dim, **temperature_weights(model)}
+    check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm)
     return now
 
 
@@ -45,7 +48,7 @@ def _check_sampler(arguments: Mapping[str, Any], normal: dict[str, Any]) -> None
     particles = normal["kernel_particles"] = check_count("kernel_particles", arguments["kernel_particles"], 2)
     ratio = check_real("kernel_update_ratio", arguments["kernel_update_ratio"], above=0.0)
     if not 0 < n_updated(particles, ratio) < particles:
-        allowed = f"in [{1 / particles:g}, {1 - 1 / particles:g}], so that neither half of {particles} particles is empty"
+        allowed = f"at least {1 / particles:g} and below 1, so that neither part of {particles} particles is empty"
         refuse("kernel_update_ratio", ratio, allowed)
     normal["value_particles"] = check_count("value_particles", arguments["value_particles"], 1)
     check_choice("value_proposal", arguments["value_proposal"], ("uniform", "policy"))

@@ -2,7 +2,8 @@
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are MLPs on flat observations, and for these a few
 functions on the same weights do the same; on a GPU one captured graph does. Whatever is not exactly our own actor, made of
-known layers, falls back to ``predict()``, also if it is changed while it acts.
+known layers, falls back to ``predict()``, also if it is changed while it acts. How an actor samples from what its layers put
+out, it says itself (``networks.ActsDirectly``).
 """
 
 import warnings
@@ -17,10 +18,10 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
+from sb3_softac import networks
 from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
-from sb3_softac.networks import MLP, Actor, CategoricalActor, CnnPolicy, MultiInputPolicy, SoftACPolicy
-from sb3_softac.networks.distributions import SquashedGaussian
+from sb3_softac.networks import MLP, SoftPolicy
 from sb3_softac.networks.preprocessing import Floats
 
 Array = npt.NDArray[Any]
@@ -28,8 +29,6 @@ Array = npt.NDArray[Any]
 ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
 #: what ``predict`` calls of a policy
 POLICY_METHODS = ("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode")
-#: methods of our distribution: an attribute of one of these names would hide it
-DISTRIBUTION_METHODS = frozenset(name for name in dir(SquashedGaussian) if callable(getattr(SquashedGaussian, name)))
 
 
 def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
@@ -45,14 +44,14 @@ class DirectActor:
     :param policy: one for which :meth:`can_act` holds
     """
 
-    def __init__(self, policy: SoftACPolicy) -> None:
+    def __init__(self, policy: SoftPolicy) -> None:
         self.policy = policy
         self.actor: Any = policy.actor
         self.layers: list[nn.Module] = list(self.actor.latent_pi)
         self._guards = ModuleGuards([self.actor])
 
     @staticmethod
-    def can_act(policy: SoftACPolicy) -> bool:
+    def can_act(policy: SoftPolicy) -> bool:
         """Whether ``policy`` is an MLP of known layers on flat observations, on the CPU, and nothing in it is user-defined."""
         return (
             is_plain_mlp(policy)
@@ -60,7 +59,7 @@ class DirectActor:
             and all(parameter.dtype == th.float32 for parameter in policy.actor.parameters())
         )
 
-    def holds(self, policy: SoftACPolicy) -> bool:
+    def holds(self, policy: SoftPolicy) -> bool:
         """Whether it still acts as ``policy`` does."""
         return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
 
@@ -73,29 +72,17 @@ class DirectActor:
         """
         # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only. NumPy does no matmul: its threads
         # and PyTorch's would take each other's processors while they wait for work.
-        hidden = th.from_numpy(np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C"))
+        flat = th.from_numpy(np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C"))
         with th.no_grad():
-            for layer in self.layers:
-                activation = ACTIVATIONS.get(type(layer))
-                hidden = _linear(layer, hidden) if activation is None else activation(hidden)
-            if isinstance(self.actor, CategoricalActor):
-                probabilities = th.softmax(_linear(self.actor.logits, hidden), dim=1)
-                refuse_nan(probabilities.numpy())
-                return th.multinomial(probabilities, 1).squeeze(1).numpy()
-            mean = _linear(self.actor.mu, hidden)
-            noise = th.randn(mean.shape)
-            actions: Array = noise.mul_(self._log_std(hidden).exp()).add_(mean).tanh_().numpy()
+            actions: Array = self.actor.sample_directly(flat, self._hidden, _linear, _refuse_nan_tensor).numpy()
         refuse_nan(actions)
         return actions
 
-    def _log_std(self, hidden: th.Tensor) -> th.Tensor:
-        actor = self.actor
-        raw: th.Tensor = actor.log_std if actor.log_std_mode == "free" else _linear(actor.log_std, hidden)
-        low, high = actor.log_std_bounds
-        if actor.log_std_bounding == "tanh":
-            bounded: th.Tensor = low + 0.5 * (high - low) * (1.0 + th.tanh(raw))
-            return bounded
-        return raw.clamp(low, high)
+    def _hidden(self, values: th.Tensor) -> th.Tensor:
+        for layer in self.layers:
+            activation = ACTIVATIONS.get(type(layer))
+            values = _linear(layer, values) if activation is None else activation(values)
+        return values
 
 
 class CapturedActor:
@@ -105,7 +92,7 @@ class CapturedActor:
     :param n_envs: n, the number of observations in each call
     """
 
-    def __init__(self, policy: SoftACPolicy, n_envs: int) -> None:
+    def __init__(self, policy: SoftPolicy, n_envs: int) -> None:
         self.policy = policy
         self.actor: Any = policy.actor
         self._guards = ModuleGuards([self.actor])
@@ -120,24 +107,18 @@ class CapturedActor:
         self.graph = graphs.CudaGraph(self._act, policy.device)
 
     @staticmethod
-    def can_act(policy: SoftACPolicy) -> bool:
+    def can_act(policy: SoftPolicy) -> bool:
         """Whether ``policy`` is an MLP of known layers on flat observations, on a GPU, and nothing in it is user-defined."""
         return policy.device.type in graphs.CAPTURING and is_plain_mlp(policy)
 
-    def holds(self, policy: SoftACPolicy) -> bool:
+    def holds(self, policy: SoftPolicy) -> bool:
         """Whether it still acts as ``policy`` does."""
         return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
 
     @th.no_grad()
     def _act(self) -> th.Tensor:
-        if not isinstance(self.actor, CategoricalActor):
-            actions: th.Tensor = self.actor(self.observations)
-            return actions
-        # A device fails for good when it draws from NaN: then the action is -1.
-        probabilities = self.actor.log_probs(self.observations).exp()
-        broken = probabilities.isnan().any(dim=1)
-        drawn = th.multinomial(probabilities.nan_to_num(nan=1.0), 1).squeeze(1)
-        return drawn.masked_fill(broken, -1)
+        actions: th.Tensor = self.actor.sample_on_device(self.observations)
+        return actions
 
     def __call__(self, observations: Array) -> Array:
         """As in ``DirectActor``."""
@@ -152,31 +133,38 @@ class CapturedActor:
         return actions
 
 
+def _refuse_nan_tensor(values: th.Tensor) -> None:
+    refuse_nan(values.numpy())
+
+
 def refuse_nan(values: Array) -> None:
     """Actions, or the probabilities that they are drawn from, which must not reach an environment.
 
+    :param values: none of them infinite
     :raises TrainingDivergedError: NaN among them
     """
-    if np.isnan(values).any():
+    total = np.add.reduce(values, axis=None)  # NaN if one of them is; this is asked at every step, and takes half of `isnan`
+    if total != total:
         raise TrainingDivergedError(
             "The training has diverged: the policy's actions are NaN. None of them was sent to the environment. A lower "
             "learning rate, `max_grad_norm`, `ent_coef_max` or smaller rewards may help."
         )
 
 
-def is_plain_mlp(policy: SoftACPolicy) -> bool:
+def is_plain_mlp(policy: SoftPolicy) -> bool:
     """Whether the policy is ours, an MLP of known layers on flat observations, and nothing in it is user-defined."""
     space, actor = policy.observation_space, policy.actor
     return (
-        type(policy) in (SoftACPolicy, CnnPolicy, MultiInputPolicy)
-        and type(actor) in (Actor, CategoricalActor)
+        type(policy).__module__.startswith(networks.__name__)
+        # A subclass without a method of its own samples in another way, or not: nobody knows.
+        and "sample_directly" in vars(type(actor))
+        and type(actor).__module__.startswith(networks.__name__)
         and type(actor.features_extractor) is FlattenExtractor
-        and not policy.use_sde
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
         and type(actor.latent_pi) is MLP
         and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
-        and all(type(layer) is nn.Linear for layer in _output_layers(actor))
+        and all(type(layer) is nn.Linear for layer in actor.output_layers())
         and not torch_internals.has_hooks((policy, *actor.modules()))
         and not any(hides_a_method(module) for module in actor.modules())
         and type(actor.features_extractor.flatten) is nn.Flatten
@@ -190,23 +178,15 @@ def hides_a_method(module: nn.Module) -> bool:
     return any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
-def _output_layers(actor: Any) -> list[nn.Module]:
-    if isinstance(actor, CategoricalActor):
-        return [actor.logits]
-    return [actor.mu] if actor.log_std_mode == "free" else [actor.mu, actor.log_std]
-
-
-def has_own_methods(policy: SoftACPolicy) -> bool:
+def has_own_methods(policy: SoftPolicy) -> bool:
     """Whether no method that ``predict`` would call has been replaced on an object: the guards do not see all of these."""
     if torch_internals.has_global_hooks() or not vars(policy).keys().isdisjoint(POLICY_METHODS):
         return False
-    actor = policy.actor
-    if isinstance(actor, CategoricalActor):
-        return True
-    return type(actor.action_dist) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(actor.action_dist))
+    unaltered: bool = policy.actor.is_unaltered()
+    return unaltered
 
 
-def make_actor(policy: SoftACPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:
+def make_actor(policy: SoftPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:
     """The fastest way to act for ``policy``, or None if there is none but ``predict``.
 
     :param policy: policy that acts

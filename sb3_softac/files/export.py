@@ -1,23 +1,20 @@
-"""One file that maps raw observations to actions of the environment, as ONNX or TorchScript, and how to use it again.
+"""One file that maps raw observations to actions of the environment, as ONNX or TorchScript.
 
 Observations enter as the environment of the model returns them (images as SB3 stores them, channels first), a batch at a time;
 normalisation, one-hot encoding, rescaling to the action bounds and clipping are part of the file.
 """
 
-import contextlib
 import copy
-import importlib
 import json
 import pathlib
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
@@ -25,34 +22,24 @@ from torch import nn
 
 from sb3_softac.arguments import check_choice, check_flag
 from sb3_softac.files.atomic import replacing
-from sb3_softac.networks import SoftACPolicy
+from sb3_softac.files.exported import METADATA, ExportedPolicy, Observations, describe, quiet, require_onnx
+from sb3_softac.networks import SoftPolicy
 
 Format = Literal["onnx", "torchscript"]
-Observations = Any  # an array (B, ...), or a dict of them
 SUFFIX: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt"}
-METADATA = "sb3_softac.json"
 #: largest difference between the file and ``predict()``, in units of each action's larger bound, or of 1 if that is smaller
 TOLERANCE = 1e-5
+#: of two actions whose values differ by less, in units of 1 plus the larger one, either may be taken for the best
+AS_GOOD = 1e-5
+#: what is allowed where float32 itself is worse than these two, in units of its rounding error
+ROUNDING_ERRORS = 16.0
 
 
-def describe(space: spaces.Space[Any]) -> dict[str, Any]:
-    """``space`` as JSON, with all that two equal spaces have in common."""
-    if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {key: describe(part) for key, part in space.spaces.items()}}
-    description: dict[str, Any] = {"type": type(space).__name__, "shape": list(space.shape or ()), "dtype": str(space.dtype)}
-    for name in ("low", "high", "nvec", "n", "start"):
-        if hasattr(space, name):
-            value = np.asarray(getattr(space, name))
-            if value.ndim > 0 and (value == value.flat[0]).all():
-                value = value.flat[0]  # the bounds of an image would fill pages
-            description[name] = np.asarray(value).astype(str).tolist()  # JSON has no infinity
-    return description
+class Rounding(NamedTuple):
+    """Largest rounding errors of float32."""
 
-
-def _difference(here: dict[str, Any], there: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries of two descriptions that are not the same, and the type of the space."""
-    names = [name for name in {**here, **there} if here.get(name) != there.get(name) or name == "type"]
-    return {name: here.get(name) for name in names}, {name: there.get(name) for name in names}
+    actions: float = 0.0  # as ``_Exported.distance`` measures them
+    values: float = 0.0  # of actions among which the best is taken
 
 
 class _Normalisation(nn.Module):
@@ -81,11 +68,11 @@ class _Exported(nn.Module):
     low: th.Tensor
     high: th.Tensor
 
-    def __init__(self, policy: SoftACPolicy, deterministic: bool, vec_normalize: VecNormalize | None) -> None:
+    def __init__(self, policy: SoftPolicy, deterministic: bool, vec_normalize: VecNormalize | None, algorithm: str) -> None:
         super().__init__()
         self.deterministic = deterministic
-        self.actor = policy.make_actor()
-        self.actor.load_state_dict(policy.actor.state_dict())
+        self.acting = policy.acting_module()
+        self.algorithm, self.action_rule = algorithm, policy.action_rule(deterministic)
         self.observation_space, self.action_space = policy.observation_space, policy.action_space
         #: names of the observations that are normalised, in the order of ``normalisations``
         self.normalised: list[str] = []
@@ -123,15 +110,17 @@ class _Exported(nn.Module):
 
     def forward(self, *observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor:
         """Observations in the order of ``input_names``, or a dict of them."""
+        return self._to_environment(self.acting(self._to_networks(observations), self.deterministic))
+
+    def _to_networks(self, observations: tuple[th.Tensor | dict[str, th.Tensor], ...]) -> PyTorchObs:
         if isinstance(observations[0], dict):
             parts = observations[0]
         else:
             parts = dict(zip(self.input_names, cast(tuple[th.Tensor, ...], observations), strict=True))
         normalised = {name: self._normalise(name, part) for name, part in parts.items()}
-        obs: PyTorchObs = normalised
-        if not isinstance(self.observation_space, spaces.Dict):
-            obs = normalised["observation"]
-        actions: th.Tensor = self.actor(obs, self.deterministic)
+        return normalised if isinstance(self.observation_space, spaces.Dict) else normalised["observation"]
+
+    def _to_environment(self, actions: th.Tensor) -> th.Tensor:
         if isinstance(self.action_space, spaces.Discrete):
             return actions + int(self.action_space.start)
         # As SB3's unscale_action; rounding may leave the bounds.
@@ -142,9 +131,59 @@ class _Exported(nn.Module):
     def exact(self) -> "_Exported":
         """A copy that computes in float64."""
         double = copy.deepcopy(self).double()
-        # SB3's preprocessing ends in float32.
-        double.actor.features_extractor.register_forward_pre_hook(lambda _, inputs: (_to_double(inputs[0]),))
+        for module in double.modules():  # SB3's preprocessing ends in float32
+            if isinstance(module, BaseModel) and module.features_extractor is not None:
+                module.features_extractor.register_forward_pre_hook(lambda _, inputs: (_to_double(inputs[0]),))
         return double
+
+    def distance(self, actions: Any, expected: Any, observations: Observations, slack: float = 0.0) -> Any:
+        """How far each action is from the expected one, (B,), in units of the larger bound of its component, or of 1.
+
+        Where the best of several is taken, rounding may prefer another one that is as good. If both are among these, or near
+        to one of them, this distance to them counts.
+
+        :param actions: (B, ...)
+        :param expected: (B, ...)
+        :param observations: (B, ...), to which they belong
+        :param slack: by how much the value of an action may be below the best, besides ``AS_GOOD``
+        """
+        both = np.asarray(actions, np.float64), np.asarray(expected, np.float64)
+        apart = self._apart(*both)
+        choices = self.choices(observations)
+        if choices is None:
+            return apart
+        candidates, values = choices
+        best = values.max(axis=1, keepdims=True)
+        as_good = values >= best - AS_GOOD * (1.0 + np.abs(best)) - slack
+        nearest = [np.where(as_good, self._apart(each[:, None], candidates), np.inf).min(axis=1) for each in both]
+        return np.minimum(apart, np.maximum(*nearest))
+
+    def rounding(self, exact: "_Exported", observations: Observations) -> Rounding:
+        """Largest rounding errors of deterministic actions; ``exact`` is this module in float64."""
+        here, there = self.choices(observations), exact.choices(observations)
+        if (here is None or there is None) and isinstance(self.action_space, spaces.Discrete):
+            return Rounding()  # one that flips would say nothing of the others
+        if here is None or there is None:
+            return Rounding(self._apart(self.act(observations), exact.act(observations)).max())
+        # Of all actions, because the best may be another one there.
+        return Rounding(self._apart(here[0], there[0]).max(), np.abs(here[1] - there[1]).max())
+
+    def _apart(self, left: Any, right: Any) -> Any:
+        """How far actions (..., A) are from one another, (...), as in :meth:`distance`."""
+        unit = np.ones(())
+        if isinstance(self.action_space, spaces.Box):
+            unit = np.maximum(1.0, np.maximum(np.abs(self.action_space.low), np.abs(self.action_space.high)))
+        difference = np.abs(left - right) / unit
+        return difference.reshape(*difference.shape[: difference.ndim - len(self.action_space.shape or ())], -1).max(axis=-1)
+
+    @th.no_grad()
+    def choices(self, observations: Observations) -> tuple[Any, Any] | None:
+        """Actions of the environment among which the best is taken, (B, n, ...), and their values, (B, n); None if none is."""
+        if not self.deterministic or not hasattr(self.acting, "candidates"):
+            return None
+        candidates, values = self.acting.candidates(self._to_networks(self.tensors(observations)))  # type: ignore[operator]
+        actions = self._to_environment(candidates.flatten(0, 1)).double().numpy()
+        return actions.reshape(*values.shape, *(self.action_space.shape or ())), values.double().numpy()
 
     def act(self, observations: Observations) -> Any:
         """Actions, as an array."""
@@ -165,7 +204,8 @@ class _Exported(nn.Module):
 
     def metadata(self) -> dict[str, Any]:
         return {
-            "algorithm": "SoftAC",
+            "algorithm": self.algorithm,
+            "action": self.action_rule,
             "version": version("sb3-softac"),
             "deterministic": self.deterministic,
             "normalised": sorted(self.normalised),
@@ -191,23 +231,6 @@ def _normalise(observations: Observations, vec_normalize: VecNormalize | None) -
     if not isinstance(statistics, dict):
         return vec_normalize.normalize_obs(observations)
     return observations | {key: vec_normalize._normalize_obs(observations[key], rms) for key, rms in statistics.items()}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch warns that both formats' tracers are deprecated, and about every Python number that it meets."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", th.jit.TracerWarning)  # type: ignore[attr-defined]  # torch does not list it
-        yield
-
-
-def _require_onnx() -> None:
-    for module in ("onnx", "onnxruntime"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ImportError(f"ONNX files need {module}: pip install onnx onnxruntime") from error
 
 
 #: dtypes of observations that the exporter knows
@@ -260,21 +283,17 @@ def _compare(
 
     :raises RuntimeError: the actions differ
     """
-    unit = np.ones(())
-    if isinstance(module.action_space, spaces.Box):
-        unit = np.maximum(1.0, np.maximum(np.abs(module.action_space.low), np.abs(module.action_space.high)))
     space = copy.deepcopy(module.observation_space)  # sampling from the model's own would change its random numbers
     space.seed(0)
-    allowed = TOLERANCE
-    if isinstance(module.action_space, spaces.Box) and module.deterministic:
-        # The largest of many: of a few it may be small by chance.
-        many = _sample(space, 1000)
-        rounding = np.abs(module.act(many) - exact.act(many)) / unit
-        allowed = max(allowed, 16.0 * float(rounding.max()))
+    rounding = Rounding()
+    if module.deterministic:
+        # The largest of many: of a few it may be small by chance. Not all at once: for each there may be many actions.
+        rounding = Rounding(*np.max([module.rounding(exact, _sample(space, 100)) for _ in range(10)], axis=0))
+    allowed = max(TOLERANCE, ROUNDING_ERRORS * rounding.actions)
+    slack = ROUNDING_ERRORS * rounding.values
     for size in (1, 17, 64):
         observations = _sample(space, size)
-        theirs = np.asarray(expected(observations), np.float64)
-        difference = np.abs(np.asarray(act(observations), np.float64) - theirs) / unit
+        difference = module.distance(act(observations), expected(observations), observations, slack)
         if not difference.max() <= allowed:
             raise RuntimeError(
                 f"The exported file was not written: its actions differ from those of the model by {difference.max():g} "
@@ -283,13 +302,14 @@ def _compare(
 
 
 def write(
-    policy: SoftACPolicy,
+    policy: SoftPolicy,
     path: str | pathlib.Path,
     format: Format,
     deterministic: bool,
     vec_normalize: VecNormalize | None,
+    algorithm: str,
 ) -> pathlib.Path:
-    """See ``SoftAC.export``."""
+    """See ``SoftAlgorithm.export``; ``algorithm`` is its name."""
     check_choice("format", format, tuple(SUFFIX))
     check_flag("deterministic", deterministic)
     if vec_normalize is not None and not isinstance(vec_normalize, VecNormalize):
@@ -298,10 +318,10 @@ def write(
         raise ValueError('`deterministic` is False, but it must be True with `format="onnx"`: TorchScript files can sample.')
     if format == "onnx":
         _check_for_onnx(policy.observation_space)
-    if not deterministic and policy.use_sde:
+    if not deterministic and getattr(policy, "use_sde", False):
         raise ValueError("`deterministic` is False, but it must be True with gSDE, whose noise lasts for a rollout.")
     if format == "onnx":
-        _require_onnx()
+        require_onnx()
     path = pathlib.Path(path)
     path = path.with_name(f"{path.name}{SUFFIX[format]}") if path.suffix == "" else path
     if path.is_dir():
@@ -310,13 +330,13 @@ def write(
     def predict(observations: Observations) -> Any:
         return policy.predict(_normalise(observations, vec_normalize), deterministic=True)[0]
 
-    training = policy.actor.training
-    policy.actor.set_training_mode(False)
+    training = {module: module.training for module in policy.modules()}
+    policy.set_training_mode(False)
     try:
         # On a GPU, convolutions would be rounded to TensorFloat-32 in `predict`, and differ from every other device.
         float32 = th.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with replacing(path) as unfinished, _quiet(), th.no_grad(), th.random.fork_rng(devices=[]), float32:
-            module = _Exported(policy, deterministic, vec_normalize)
+        with replacing(path) as unfinished, quiet(), th.no_grad(), th.random.fork_rng(devices=[]), float32:
+            module = _Exported(policy, deterministic, vec_normalize, algorithm)
             exact = module.exact()
             (_write_onnx if format == "onnx" else _write_torchscript)(module, unfinished)
             file = ExportedPolicy(unfinished)
@@ -328,7 +348,8 @@ def write(
                 module.deterministic = exact.deterministic = True
                 _compare(module.act, predict, module, exact)
     finally:
-        policy.actor.set_training_mode(training)
+        for part, mode in training.items():
+            part.training = mode
     return path
 
 
@@ -341,106 +362,3 @@ def _reseeded(act: Callable[[Observations], Any]) -> Callable[[Observations], An
             return act(observations)
 
     return call
-
-
-def _torchscript_metadata(path: pathlib.Path) -> dict[str, Any] | None:
-    """What a TorchScript file says of itself, or None if it is no exported policy."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
-        return json.loads(archive.read(names[0])) if names else None
-
-
-def is_exported(path: pathlib.Path) -> bool:
-    """Whether ``path`` is a file that ``SoftAC.export`` wrote."""
-    if not path.is_file():
-        return False
-    return METADATA.encode() in path.read_bytes() if path.suffix == ".onnx" else _torchscript_metadata(path) is not None
-
-
-class ExportedPolicy:
-    """An exported file, for use without ``SoftAC``'s networks: ``predict()`` as in SB3, so ``evaluate_policy`` takes it.
-
-    :param path: the file
-    :param observation_space: that of the environment to act in, to be compared with that of the file
-    :param action_space: that of the environment to act in, to be compared with that of the file
-    :raises ValueError: no exported file, or one for other spaces
-    """
-
-    def __init__(
-        self,
-        path: str | pathlib.Path,
-        observation_space: spaces.Space[Any] | None = None,
-        action_space: spaces.Space[Any] | None = None,
-    ) -> None:
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` is {str(path)!r}, where there is no file.")
-        metadata = _torchscript_metadata(path)
-        if metadata is not None:
-            with _quiet():
-                self._module: Any = th.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-            self._run = self._run_torchscript
-        else:
-            if METADATA.encode() not in path.read_bytes():
-                raise ValueError(f"`path` is {str(path)!r}, which is no file that SoftAC.export wrote.")
-            _require_onnx()
-            import onnxruntime
-
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            metadata = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
-            self._run = self._run_onnx
-        self.metadata: dict[str, Any] = metadata
-        for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-            if space is not None and describe(space) != metadata[name]:
-                here, there = _difference(describe(space), metadata[name])
-                raise ValueError(f"`{name}` is {here}, but the file was exported for {there}.")
-
-    def _run_torchscript(self, named: dict[str, Any]) -> Any:
-        tensors = {name: th.as_tensor(part) for name, part in named.items()}
-        with th.no_grad():
-            return self._module(tensors if self._dict_observations else tensors["observation"]).numpy()
-
-    def _run_onnx(self, named: dict[str, Any]) -> Any:
-        return self._session.run(["action"], named)[0]
-
-    @property
-    def _dict_observations(self) -> bool:
-        return bool(self.metadata["observation_space"]["type"] == "Dict")
-
-    def __call__(self, observations: Observations) -> Any:
-        """Actions (B, A), or (B,) if discrete, for a batch of observations (B, ...), or a dict of them.
-
-        A single observation, without the batch dimension, gives a single action.
-        """
-        space = self.metadata["observation_space"]
-        parts = observations if self._dict_observations else {"observation": observations}
-        of_each = space["spaces"] if self._dict_observations else {"observation": space}
-        named = {name: np.asarray(parts[name], dtype=of_each[name]["dtype"]) for name in self.metadata["inputs"]}
-        shapes = {name: tuple(of_each[name]["shape"]) for name in named}
-        if all(named[name].shape == shapes[name] for name in named):
-            return self._run({name: part[np.newaxis] for name, part in named.items()})[0]
-        for name, part in named.items():
-            if part.shape[1:] != shapes[name] or part.ndim == 0:
-                raise ValueError(
-                    f"`observation` has the shape {part.shape} for {name!r}, but it must be (B, *{shapes[name]})."
-                )
-        return self._run(named)
-
-    def predict(
-        self,
-        observation: Observations,
-        state: tuple[Any, ...] | None = None,
-        episode_start: Any = None,
-        deterministic: bool | None = None,
-    ) -> tuple[Any, tuple[Any, ...] | None]:
-        """Actions for a batch of observations or a single one, as SB3's ``predict``.
-
-        :raises ValueError: another ``deterministic`` than at the export, or observations of another shape
-        """
-        if deterministic is not None and deterministic != self.metadata["deterministic"]:
-            raise ValueError(
-                f"`deterministic` is {deterministic}, but it must be {self.metadata['deterministic']}, as at the export."
-            )
-        return self(observation), state

@@ -165,6 +165,7 @@ def storage(data: Any) -> Any:
     require(type(data) is bytes, "a tensor has no data")
     stream = io.BytesIO(data)
     for _ in range(5):  # the parts of PyTorch's format before its own data
+        argument: Any
         for instruction, argument, _ in pickletools.genops(stream):
             if instruction.name in ("STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "INST", "OBJ"):
                 raise Refusal(f"the instruction {instruction.name} in the data of a tensor")

@@ -20,7 +20,7 @@ from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count, chec
 from sb3_softac.collect import CollectingAlgorithm, StoredUpTo, check_compatible_buffer
 from sb3_softac.files.atomic import named, writing
 from sb3_softac.files.buffers import read_buffer, write_buffer
-from sb3_softac.files.export import is_exported
+from sb3_softac.files.exported import is_exported
 from sb3_softac.files.foresight import warn_of_buffer, warn_of_code
 from sb3_softac.files.reading import ModelFile, built_from, check_optimizers
 from sb3_softac.runtime import Runtime, SetUp

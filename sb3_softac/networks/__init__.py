@@ -1,6 +1,6 @@
 """Actors, critics, value network and the layers that they are made of. Knows of algorithms only the equations of losses."""
 
-from sb3_softac.networks.actors import Actor, CategoricalActor
+from sb3_softac.networks.actors import Actor, ActsDirectly, CategoricalActor
 from sb3_softac.networks.base import SoftPolicy
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import MLP, Encoder
@@ -14,6 +14,7 @@ __all__ = [
     "MLP",
     "SB3_EQUIVALENTS",
     "Actor",
+    "ActsDirectly",
     "BoltzmannActor",
     "CategoricalActor",
     "CnnPolicy",

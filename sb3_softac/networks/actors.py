@@ -21,13 +21,19 @@ from sb3_softac.networks.distributions import (
     SquashedGaussian,
     SquashedStateDependentNoise,
 )
-from sb3_softac.networks.encoders import MLP, Encoder
+from sb3_softac.networks.encoders import MLP, Encoder, is_traced
 from sb3_softac.networks.ensemble import WeightInit, initialise, scale_outputs
 from sb3_softac.networks.preprocessing import WithPreprocessing, make_preprocess
 
 LogStdMode = Literal["state", "free"]
 LogStdBounding = Literal["clamp", "tanh"]
 MakeEncoder = Callable[..., Encoder]
+# What an actor is given to act directly: its hidden layers, any of its linear layers, and a check of numbers for NaN.
+Layer = Callable[[th.Tensor], th.Tensor]
+ApplyLinear = Callable[[nn.Module, th.Tensor], th.Tensor]
+Check = Callable[[th.Tensor], None]
+#: methods of the distribution of an actor: an attribute of one of these names would hide it
+DISTRIBUTION_METHODS = frozenset(name for name in dir(SquashedGaussian) if callable(getattr(SquashedGaussian, name)))
 
 
 def refuse_nan(values: th.Tensor) -> None:
@@ -36,8 +42,7 @@ def refuse_nan(values: th.Tensor) -> None:
     :param values: actions, or the log-probabilities that they are drawn from
     :raises TrainingDivergedError: NaN among them
     """
-    traced: Any = th.jit.is_tracing  # type: ignore[attr-defined]  # torch does not list it
-    if values.is_floating_point() and not traced() and bool(values.isnan().any()):
+    if values.is_floating_point() and not is_traced() and bool(values.isnan().any()):
         raise TrainingDivergedError(
             "The policy's actions are NaN, because its weights or the observation are. After a training that has diverged, "
             "load an earlier checkpoint and train with a lower learning rate, `max_grad_norm`, `ent_coef_max` or smaller "
@@ -60,7 +65,38 @@ def initialise_network(
             scale_outputs(output, final_init_scale)
 
 
-class Actor(WithPreprocessing, sb3_policies.Actor):
+class ActsDirectly:
+    """What ``collect`` asks of an actor to sample actions without ``predict``, from the same random numbers.
+
+    It asks only a class that has a ``sample_directly`` of its own: a subclass without one may sample in another way.
+    """
+
+    def output_layers(self) -> list[nn.Module]:
+        """The layers behind the hidden ones."""
+        raise NotImplementedError
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """Sample actions without calling modules.
+
+        :param flat: observations, (n, F)
+        :param hidden: evaluates the hidden layers
+        :param linear: evaluates a linear layer
+        :param check: raises an error if there is NaN in what it is given
+        :return: (n, A), scaled to [−1, 1], or discrete actions (n,) counted from 0
+        """
+        raise NotImplementedError
+
+    def sample_on_device(self: Any, obs: PyTorchObs) -> th.Tensor:
+        """Sample actions without looking at any number, as a CUDA graph must. Where the policy is NaN discrete ones are −1."""
+        actions: th.Tensor = self(obs)
+        return actions
+
+    def is_unaltered(self) -> bool:
+        """Whether all that it samples with, and that is no module, is as we made it."""
+        return True
+
+
+class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
     """Squashed Gaussian policy: SB3's ``Actor`` with the exact log-density and a configurable standard deviation.
 
     Its parameters carry the names that they have in SB3.
@@ -148,6 +184,29 @@ class Actor(WithPreprocessing, sb3_policies.Actor):
             "log_std_bounding": self.log_std_bounding,
         }
 
+    def output_layers(self) -> list[nn.Module]:
+        """As in ``ActsDirectly``."""
+        return [self.mu] if self.log_std_mode == "free" else [self.mu, self.log_std]
+
+    def is_unaltered(self) -> bool:
+        """As in ``ActsDirectly``; with gSDE it is not."""
+        return type(self.action_dist) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(self.action_dist))
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """As in ``ActsDirectly``."""
+        values = hidden(flat)
+        mean_actions = linear(self.mu, values)
+        noise = th.randn(mean_actions.shape)
+        raw = self.log_std if self.log_std_mode == "free" else linear(self.log_std, values)
+        return noise.mul_(self._bounded(raw).exp()).add_(mean_actions).tanh_()
+
+    def _bounded(self, raw: th.Tensor) -> th.Tensor:
+        """log σ within its bounds."""
+        low, high = self.log_std_bounds
+        if self.log_std_bounding == "tanh":
+            return low + 0.5 * (high - low) * (1.0 + th.tanh(raw))
+        return raw.clamp(low, high)
+
     def get_action_dist_params(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
         """Parameters of π(·|s) before the squashing.
 
@@ -159,10 +218,7 @@ class Actor(WithPreprocessing, sb3_policies.Actor):
         if self.use_sde:
             return mean_actions, self.log_std, {"latent_sde": latent}
         raw = self.log_std if self.log_std_mode == "free" else self.log_std(latent)
-        low, high = self.log_std_bounds
-        if self.log_std_bounding == "tanh":
-            return mean_actions, low + 0.5 * (high - low) * (1.0 + th.tanh(raw)), {}
-        return mean_actions, raw.clamp(low, high), {}
+        return mean_actions, self._bounded(raw), {}
 
     @property
     def draws_own_noise(self) -> bool:
@@ -186,7 +242,7 @@ class Actor(WithPreprocessing, sb3_policies.Actor):
         return SampledActions(*sample, self.get_std().log())
 
 
-class CategoricalActor(WithPreprocessing, BasePolicy):
+class CategoricalActor(ActsDirectly, WithPreprocessing, BasePolicy):
     """Policy over discrete actions, π(a|s) = softmax(logits(s)) (1910.07207). Actions count from 0.
 
     :param observation_space: observation space
@@ -228,10 +284,32 @@ class CategoricalActor(WithPreprocessing, BasePolicy):
         self.logits = nn.Linear(self.latent_pi.out_features, int(action_space.n))
         initialise_network(self.latent_pi, [self.logits], activation_fn, weight_init, final_init_scale)
 
+    def output_layers(self) -> list[nn.Module]:
+        """As in ``ActsDirectly``."""
+        return [self.logits]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """As in ``ActsDirectly``."""
+        probabilities = th.softmax(linear(self.logits, hidden(flat)), dim=1)
+        check(probabilities)
+        return th.multinomial(probabilities, 1).squeeze(1)
+
+    def sample_on_device(self, obs: PyTorchObs) -> th.Tensor:
+        """As in ``ActsDirectly``: a device fails for good when it draws from NaN."""
+        probabilities = self.log_probs(obs).exp()
+        broken = probabilities.isnan().any(dim=1)
+        drawn = th.multinomial(probabilities.nan_to_num(nan=1.0), 1).squeeze(1)
+        return drawn.masked_fill(broken, -1)
+
     def log_probs(self, obs: PyTorchObs) -> th.Tensor:
         """log π(a|s) of every action, (B, |A|) for observations (B, ...)."""
         latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
         return th.log_softmax(self.logits(latent), dim=1)
+
+    def candidates(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """All actions and their log π(a|s), both (B, |A|), for observations (B, ...)."""
+        log_probs = self.log_probs(obs)
+        return th.arange(log_probs.shape[1], device=log_probs.device).expand_as(log_probs), log_probs
 
     def action_distribution(self, obs: PyTorchObs, noise: None = None) -> ActionProbabilities:
         """π(·|s) as the probabilities of all actions, for observations (B, ...); nothing is drawn."""

@@ -67,11 +67,16 @@ class SoftPolicy(BasePolicy):
     def acting_module(self) -> nn.Module:
         """What maps observations to actions, as a copy that stands alone: ``forward(obs, deterministic)``.
 
-        Actions are scaled to [−1, 1], discrete ones count from 0.
+        Actions are scaled to [−1, 1], discrete ones count from 0. A module that takes the best of several has a method
+        ``candidates(obs)``: all of them, (B, n, A) or (B, n), and their values (B, n).
         """
         actor: nn.Module = self.make_actor()
         actor.load_state_dict(self.actor.state_dict())
         return actor
+
+    def action_rule(self, deterministic: bool) -> str:
+        """How :meth:`acting_module` comes to an action, in words."""
+        raise NotImplementedError
 
     def make_actor(self) -> Any:
         """A new actor."""

@@ -179,13 +179,22 @@ def _with_relus(layers: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, bool]]
             belongs = False
 
 
+def is_traced() -> bool:
+    """Whether a file is being exported, which records what is computed."""
+    traced: Any = th.jit.is_tracing  # type: ignore[attr-defined]  # torch does not list it
+    return bool(traced())
+
+
 #: layers that are not called where oneDNN multiplies
 _REPLACED = (nn.Linear, nn.ReLU, EnsembleLinear, EnsembleLayerNorm)
 
 
 def are_plain(layers: Iterable[nn.Module]) -> bool:
-    """Whether these layers need not be called: they have no hooks, are no subclasses, and their methods are their own."""
+    """Whether these layers need not be called: they have no hooks, are no subclasses, and their methods are their own.
+
+    While a file is exported they are called: other programs do not know what takes their place.
+    """
     layers = [layer for layer in layers if isinstance(layer, _REPLACED)]
-    if torch_internals.has_global_hooks() or torch_internals.has_hooks(layers):
+    if is_traced() or torch_internals.has_global_hooks() or torch_internals.has_hooks(layers):
         return False
     return all(type(layer) in _REPLACED and "forward" not in vars(layer) for layer in layers)

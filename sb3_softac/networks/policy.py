@@ -164,6 +164,12 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             pairs.append((self.value_net, self.value_net_target))
         return pairs
 
+    def action_rule(self, deterministic: bool) -> str:
+        """As in ``SoftPolicy``."""
+        if not deterministic:
+            return "sampled"
+        return "most probable" if isinstance(self.action_space, spaces.Discrete) else "mean"
+
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
         if isinstance(self.action_space, spaces.Discrete):
             kwargs = {**self.net_args, **self.init_kwargs, "encoder": self._encoder("pi")}

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_softac.networks.actors import MakeEncoder, initialise_network, refuse_nan
+from sb3_softac.networks.actors import ActsDirectly, ApplyLinear, Check, Layer, MakeEncoder, initialise_network, refuse_nan
 from sb3_softac.networks.critics import beside
 from sb3_softac.networks.distributions import ActionProbabilities, squashed_log_density
 from sb3_softac.networks.encoders import MLP
@@ -30,7 +30,7 @@ class Particles(NamedTuple):
     log_density: th.Tensor | None = None  # (B, K), in nats; None where the sampler has no density
 
 
-class Sampler(WithPreprocessing, BasePolicy):
+class Sampler(ActsDirectly, WithPreprocessing, BasePolicy):
     """a = tanh f(ξ, s) with an MLP f on state and noise (1702.08165).
 
     :param observation_space: observation space
@@ -106,6 +106,15 @@ class Sampler(WithPreprocessing, BasePolicy):
         outputs: th.Tensor = self.mu(self.latent_pi(inputs.flatten(0, 1)))
         return Particles(th.tanh(outputs).view(noise.shape[0], noise.shape[1], -1))
 
+    def output_layers(self) -> list[nn.Module]:
+        """As in ``ActsDirectly``."""
+        return [self.mu]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        """As in ``ActsDirectly``."""
+        noise = self.draw_noise(len(flat), 1).squeeze(1)
+        return linear(self.mu, hidden(th.cat([flat, noise], dim=1))).tanh_()
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """One sampled action for each state, (B, A); which one is best is not for the sampler to say.
 
@@ -113,7 +122,7 @@ class Sampler(WithPreprocessing, BasePolicy):
         """
         if deterministic:
             raise ValueError("`deterministic` is True, but a sampler has no best action: the policy's `predict` chooses by Q.")
-        n_states = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        n_states = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
         return self.particles(obs, self.draw_noise(n_states, 1)).actions.squeeze(1)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -136,9 +145,20 @@ class GaussianSampler(Sampler):
     def build_outputs(self, features: int) -> None:
         self.log_std = nn.Linear(features, self.action_dim)
 
+    def output_layers(self) -> list[nn.Module]:
+        return [self.mu, self.log_std]
+
+    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+        noise, values = self.draw_noise(len(flat), 1).squeeze(1), hidden(flat)
+        return (linear(self.mu, values) + self._bounded(linear(self.log_std, values)).exp() * noise).tanh_()
+
+    @staticmethod
+    def _bounded(raw: th.Tensor) -> th.Tensor:
+        return 5.0 * th.tanh(raw / 5.0)
+
     def particles(self, obs: PyTorchObs, noise: th.Tensor) -> Particles:
         hidden = self.latent_pi(self.extract_features(obs, self.features_extractor))
-        log_std = 5.0 * th.tanh(self.log_std(hidden) / 5.0)
+        log_std = self._bounded(self.log_std(hidden))
         log_std = log_std.unsqueeze(1).expand_as(noise)
         pre_tanh = self.mu(hidden).unsqueeze(1) + log_std.exp() * noise
         flat = [tensor.flatten(0, 1) for tensor in (noise, log_std, pre_tanh)]

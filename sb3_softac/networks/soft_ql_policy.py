@@ -24,6 +24,16 @@ from sb3_softac.networks.samplers import SAMPLERS, BoltzmannActor, Sampler, choo
 from sb3_softac.update import CriticReduction, losses
 
 
+def judged_particles(
+    actor: Sampler, critic: StackedCritics, target_q: CriticReduction, obs: PyTorchObs
+) -> tuple[th.Tensor, th.Tensor]:
+    """The actions that the sampler makes of its fixed noise, (B, K, A), and their reduced Q, (B, K); as in :func:`best_of`."""
+    # `len` would be a constant in an exported file.
+    n_states = (next(iter(obs.values())) if isinstance(obs, dict) else obs).shape[0]
+    actions = actor.particles(obs, actor.fixed_noise.expand(n_states, -1, -1)).actions
+    return actions, losses.reduce_critics(critic.q_values(obs, actions), target_q)
+
+
 def best_of(actor: Sampler, critic: StackedCritics, target_q: CriticReduction, obs: PyTorchObs) -> th.Tensor:
     """Of the actions that the sampler makes of its fixed noise, the one with the largest Q in each state, (B, A).
 
@@ -32,9 +42,9 @@ def best_of(actor: Sampler, critic: StackedCritics, target_q: CriticReduction, o
     :param target_q: reduction over the critics
     :param obs: (B, ...)
     """
-    n_states = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-    actions = actor.particles(obs, actor.fixed_noise.expand(n_states, -1, -1)).actions
-    best = losses.reduce_critics(critic.q_values(obs, actions), target_q).argmax(dim=1)
+    actions, q = judged_particles(actor, critic, target_q, obs)
+    refuse_nan(q)
+    best = q.argmax(dim=1)
     return actions.gather(1, best.view(-1, 1, 1).expand(-1, 1, actions.shape[2])).squeeze(1)
 
 
@@ -61,6 +71,13 @@ class ActingModule(nn.Module):
             q = losses.reduce_critics(self.critic.q_values(obs), self.target_q)
             return choose(q, self.ent_coef, deterministic)  # type: ignore[arg-type]  # a buffer
         return best_of(self.actor, self.critic, self.target_q, obs) if deterministic else self.actor(obs)
+
+    def candidates(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """The actions among which the best is taken, (B, K, A), or (B, |A|) if discrete, and their Q, (B, K) or (B, |A|)."""
+        if self.actor is not None:
+            return judged_particles(self.actor, self.critic, self.target_q, obs)
+        q = losses.reduce_critics(self.critic.q_values(obs), self.target_q)
+        return th.arange(q.shape[1], device=q.device).expand_as(q), q
 
 
 class SoftQLPolicy(SoftPolicy):
@@ -180,6 +197,13 @@ class SoftQLPolicy(SoftPolicy):
         actor.load_state_dict(self.actor.state_dict())
         critic.load_state_dict(self.critic.state_dict())
         return ActingModule(actor, critic, self.target_q)
+
+    def action_rule(self, deterministic: bool) -> str:
+        """As in ``SoftPolicy``."""
+        if not deterministic:
+            return "sampled"
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        return "largest Q" if discrete else f"best of {self.sampler_kwargs['n_particles']} particles by Q"
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """As ``_predict``."""

@@ -95,7 +95,8 @@ def boltzmann_value(q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
     :param ent_coef: () temperature α; the largest Q at 0
     :return: (B,)
     """
-    return q.amax(dim=1) + ent_coef * _above_maximum(q, ent_coef).logsumexp(dim=1)
+    above = _above_maximum(q, ent_coef)
+    return q.amax(dim=1) + ent_coef * above.logsumexp(dim=1)
 
 
 def _above_maximum(q: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:

@@ -40,7 +40,8 @@ def gaussian_kernel(fixed: th.Tensor, updated: th.Tensor) -> KernelValues:
     """
     differences = fixed.unsqueeze(2) - updated.unsqueeze(1)
     squared = differences.square().sum(dim=3)
-    bandwidth = (lower_median(squared.flatten(1)) / math.log(max(fixed.shape[1], 2))).clamp(min=SMALLEST_BANDWIDTH).view(-1, 1, 1)
+    bandwidth = lower_median(squared.flatten(1)) / math.log(max(fixed.shape[1], 2))
+    bandwidth = bandwidth.clamp(min=SMALLEST_BANDWIDTH).view(-1, 1, 1)
     values = (-squared / bandwidth).exp()
     return KernelValues(values, (-2.0 / bandwidth * values).unsqueeze(3) * differences)
 
@@ -66,23 +67,23 @@ def stein_direction(scores: th.Tensor, kernel: KernelValues) -> th.Tensor:
     :return: (B, I, A)
     :raises ValueError: shapes that do not belong together
     """
-    check_kernel_values(kernel, scores.shape)
+    check_kernel_values(kernel, scores)
     values, gradients = kernel
     return (th.einsum("bji,bja->bia", values, scores) + gradients.sum(dim=1)) / scores.shape[1]
 
 
-def check_kernel_values(kernel: KernelValues, fixed: tuple[int, ...], n_updated: int | None = None) -> None:
+def check_kernel_values(kernel: KernelValues, fixed: th.Tensor, n_updated: int | None = None) -> None:
     """Refuse what a kernel must not return.
 
     :param kernel: what it returned
-    :param fixed: (B, J, A)
+    :param fixed: fixed particles, or something of their shape, (B, J, A)
     :param n_updated: I, if it is known
-    :raises ValueError: other shapes than in ``KernelValues``
+    :raises ValueError: other shapes than in ``KernelValues``, or another precision
     """
     if not isinstance(kernel, tuple) or not all(isinstance(part, th.Tensor) for part in kernel):
         raise ValueError(f"`kernel` returned a {type(kernel).__name__}, but it must return `KernelValues`, two tensors.")
     shapes = [tuple(part.shape) for part in kernel]
-    batch, n_fixed, action_dim = fixed
+    batch, n_fixed, action_dim = fixed.shape
     if n_updated is None:
         n_updated = shapes[0][2] if len(shapes[0]) == 3 else 0
     expected = [(batch, n_fixed, n_updated), (batch, n_fixed, n_updated, action_dim)]
@@ -91,3 +92,5 @@ def check_kernel_values(kernel: KernelValues, fixed: tuple[int, ...], n_updated:
             f"`kernel` returned values and gradients of the shapes {shapes}, but they must be {expected}: values (B, J, I) "
             "and gradients by the fixed particles (B, J, I, A) for B states, J fixed and I updated particles."
         )
+    if any(part.dtype != fixed.dtype for part in kernel):
+        raise ValueError(f"`kernel` returned {[str(part.dtype) for part in kernel]}, but both must be {fixed.dtype}.")

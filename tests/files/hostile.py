@@ -197,7 +197,7 @@ def that_prepare() -> dict[str, bytes]:
         "an extension": b"\x80\x04" + pickle.EXT1 + b"\x01" + end,
         "items of a schedule": new(*SCHEDULE, text("a") + text("b") + pickle.SETITEM),
         "pointers in an array": pickle.dumps(Call(np.dtype, "V8")),
-        "an array class": pickle.dumps(np.ma.masked_array([1.0])),  # type: ignore[no-untyped-call]
+        "an array class": pickle.dumps(np.ma.masked_array([1.0])),
     }
 
 

@@ -126,7 +126,7 @@ class TestNothingRuns:
     def test_a_file_that_changes_while_it_is_read(self, files: Any, canary: Path, tmp_path: Path) -> None:
         """SB3 gets the bytes that were looked at: a stream is read once."""
 
-        good = hostile.write(tmp_path / "model.zip", files["ours"]).read_bytes()
+        good = hostile.write(tmp_path / "model.zip", {**files["ours"], "more": bytes(100_000)}).read_bytes()
         system = hostile.that_run(str(canary))["os.system, protocol 4"]
         bad = hostile.write(tmp_path / "bad.zip", hostile.with_attributes(files["ours"], action_noise=system)).read_bytes()
 
@@ -150,7 +150,7 @@ class TestFunctionsAreValues:
         model.save(tmp_path / "model.zip")
         loaded = SoftAC.load(tmp_path / "model.zip")
         assert loaded.learning_rate is falling_rate
-        assert loaded.actor_learning_rate(0.5) == 5e-4  # type: ignore[operator]
+        assert loaded.actor_learning_rate(0.5) == 5e-4  # type: ignore[operator, misc]
 
     @pytest.mark.parametrize("value", [falling_rate, hostile.Decay, hostile.Decay(1.0)])
     def test_only_where_they_are_called_with_a_number(self, value: Any, files: Any, tmp_path: Path) -> None:
@@ -236,9 +236,10 @@ class TestCodeInFiles:
 
     def test_trusted_is_true_or_false(self, tmp_path: Path) -> None:
         model = make_model()
+        wrong: Any = "no"
         for call in (SoftAC.load, SoftAC.from_sb3, model.warm_start, model.load_replay_buffer):
             with pytest.raises(ValueError, match="`trusted` is 'no'"):
-                call(tmp_path / "model.zip", trusted="no")  # type: ignore[operator]
+                call(tmp_path / "model.zip", trusted=wrong)
 
 
 def equal(left: Any, right: Any) -> bool:

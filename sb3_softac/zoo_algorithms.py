@@ -1,0 +1,238 @@
+"""Our algorithms as RL Zoo gets to know them: names and files of hyperparameters, presets, search spaces.
+
+``ALGORITHMS`` has a row for each, which answers everything in which they differ. Nothing here imports RL Zoo.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_softac import SoftAC, SoftQL, presets
+from sb3_softac.algorithm import SoftAlgorithm
+
+if TYPE_CHECKING:
+    import optuna
+
+#: Strings that RL Zoo's ``-params`` would evaluate as Python and fail on: schedules, "auto" and "auto_0.1".
+PLAIN_STRING = re.compile(r"((lin|exp|cos|warm)_[-+.\w]+|auto(_[-+.\w]+)?)")
+
+#: Names of functions, classes and modules, which are strings where an argument takes names.
+PLAIN_NAME = re.compile(r"(?!(True|False|None)$)[A-Za-z_][-.\w]*")
+
+#: Hyperparameters that RL Zoo itself understands, and ours that stands for many.
+OF_RL_ZOO = (
+    *("callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "noise_std"),
+    *("noise_type", "normalize", "policy", "preset", "vec_env_wrapper"),
+)
+
+#: Those that take names, as do arguments of an algorithm whose default is a string.
+TAKE_NAMES = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
+
+#: Arguments of the algorithms that RL Zoo passes from its own command line.
+OF_COMMAND_LINE = {name: f"--{name.replace('_', '-')}" for name in ("device", "env", "seed", "tensorboard_log", "verbose")}
+
+#: Samples the parameter of a trial that has this name.
+Suggest = Callable[["optuna.Trial", str], Any]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One of our algorithms in RL Zoo.
+
+    A search samples what RL Zoo samples for SAC, but for ``fixed``, and ``space``. Where RL Zoo has been given a subclass of
+    ``base``, the arguments of that count too.
+
+    :param name: its name after ``--algo``
+    :param base: its class
+    :param presets: those that are meant for it, by name
+    :param space: how the parameters of our own part of a search are sampled, by name
+    :param arguments: turns them into constructor arguments, ``policy_kwargs`` among them, and adds what these need, in case
+        the hyperparameter file or the command line has set it otherwise
+    :param continuous_space: more of them, which belong to continuous actions only
+    :param fixed: what RL Zoo samples for SAC and ``arguments`` sets in another way
+    :param of_task: arguments that the presets leave to the task, so that one in ``-params`` does not replace them
+    :param takes_sac: whether it continues agents of SB3's SAC
+    """
+
+    name: str
+    base: type[SoftAlgorithm]
+    presets: Mapping[str, presets.Preset]
+    space: Mapping[str, Suggest]
+    arguments: Callable[[dict[str, Any]], dict[str, Any]]
+    continuous_space: Mapping[str, Suggest] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    of_task: tuple[str, ...] = ()
+    takes_sac: bool = False
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """Names of all parameters that are our own part of a search."""
+        return (*self.space, *self.continuous_space)
+
+    def sample(self, trial: "optuna.Trial", n_actions: int) -> dict[str, Any]:
+        """Sample our own part of a trial, as parameters by name.
+
+        :param trial: Optuna trial
+        :param n_actions: dimension of the actions, 0 if they are discrete
+        """
+        space = {**self.space, **(self.continuous_space if n_actions else {})}
+        return {name: suggest(trial, name) for name, suggest in space.items()}
+
+    @property
+    def hyperparams_path(self) -> Path:
+        """Its hyperparameters in RL Zoo's format: inside the package when installed, beside it in a checkout."""
+        package, place = Path(__file__).resolve().parent, Path("hyperparams", f"{self.name}.yml")
+        return package / place if (package / place).is_file() else package.parent / place
+
+    def option_defaults(self, used: type[BaseAlgorithm] | None = None) -> dict[str, Any]:
+        """The arguments that hyperparameters may set, with their defaults.
+
+        :param used: ``base``, or the subclass that RL Zoo has been given
+        """
+        constructors = [inspect.signature(owner) for owner in (used or self.base).__mro__ if issubclass(owner, self.base)]
+        defaults = {name: entry.default for constructor in constructors for name, entry in constructor.parameters.items()}
+        other = {*OF_COMMAND_LINE, "policy", "args", "kwargs", "_init_setup_model"}
+        return {name: default for name, default in defaults.items() if name not in other}
+
+    def check_names(self, hyperparams: Mapping[str, Any], options: Collection[str]) -> None:
+        """Refuse names that neither the algorithm nor RL Zoo knows, before anything is built from them.
+
+        :param hyperparams: values by name
+        :param options: names of the algorithm's arguments
+        :raises ValueError: an unknown name, or one that belongs to another argument of the command line
+        """
+        for name, value in hyperparams.items():
+            if name in OF_COMMAND_LINE:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but it must not be a hyperparameter: pass {OF_COMMAND_LINE[name]} instead."
+                )
+            if name not in options and name not in OF_RL_ZOO:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but there is no such hyperparameter.{suggestion(name, [*options, *OF_RL_ZOO])} "
+                    f"Allowed are arguments of {self.base.__name__} ({', '.join(options)}) and of RL Zoo "
+                    f"({', '.join(OF_RL_ZOO)})."
+                )
+
+    def check_preset(self, name: object) -> None:
+        """:raises ValueError: ``name`` is no preset, or one of another algorithm"""
+        if isinstance(name, str) and name in self.presets:
+            return
+        owner = next((other for other in ALGORITHMS.values() if isinstance(name, str) and name in other.presets), None)
+        whose = f", a preset of {owner.base.__name__} (--algo {owner.name})" if owner else ""
+        allowed = f"one of {', '.join(map(repr, self.presets))} for {self.base.__name__}"
+        raise ValueError(f"`preset` is {name!r}{whose}, but it must be {allowed}.")
+
+
+def quoted(argument: str, options: Mapping[str, Any]) -> str:
+    """``NAME:VALUE`` of ``-params``, with quotes around a value that is a string without them.
+
+    ``min`` is one where an argument takes names, and no function of Python.
+
+    :param argument: what the command line has
+    :param options: arguments of the algorithm, with their defaults
+    """
+    name, _, value = argument.partition(":")
+    takes_names = name in TAKE_NAMES or isinstance(options.get(name), str)
+    is_string = PLAIN_STRING.fullmatch(value) or (PLAIN_NAME.fullmatch(value) and takes_names)
+    return f"{name}:{value!r}" if is_string else argument
+
+
+def suggestion(name: str, allowed: list[str]) -> str:
+    """The allowed name that is nearest to ``name``, as a sentence behind another one; empty if none is near."""
+    matches = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]}?" if matches else ""
+
+
+# --- search spaces
+
+
+def _one_of(*values: Any) -> Suggest:
+    return lambda trial, name: trial.suggest_categorical(name, values)
+
+
+def _integer(low: int, high: int) -> Suggest:
+    return lambda trial, name: trial.suggest_int(name, low, high)
+
+
+def _magnitude(low: float, high: float) -> Suggest:
+    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
+
+
+def _arguments_softac(sampled: dict[str, Any]) -> dict[str, Any]:
+    # A search over its update needs a learned temperature; the common learning rate is sampled, so critics must follow it.
+    implied: dict[str, Any] = {"ent_coef": "auto", "critic_learning_rate": None, "ent_coef_learning_rate": None}
+    if not sampled.get("value_network", False):
+        implied["value_learning_rate"] = None
+    return {**implied, **sampled}
+
+
+#: How the targets of soft Q-learning follow: copied as in the paper, or by Polyak averaging.
+TARGET_UPDATES: dict[str, dict[str, Any]] = {
+    "copy": {"tau": 1.0, "target_update_interval": 1000},
+    "polyak": {"tau": 0.005, "target_update_interval": 1},
+}
+
+#: Options that a search over soft Q-learning leaves at their defaults: the reward scale is its temperature, the sampled
+#: learning rate is also that of the critics, and the sampled networks have no density.
+SOFTQL_DEFAULTS = (
+    *("ent_coef", "ent_coef_update", "ent_coef_max", "ent_coef_learning_rate", "target_entropy", "target_entropy_scale"),
+    *("critic_learning_rate", "value_proposal"),
+)
+
+
+def _arguments_softql(sampled: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(SoftQL).parameters
+    others = {name: value for name, value in sampled.items() if name not in ("target_update", "n_critics")}
+    return {
+        **{name: parameters[name].default for name in SOFTQL_DEFAULTS},
+        **TARGET_UPDATES[sampled["target_update"]],
+        **others,
+        "policy_kwargs": {"n_critics": sampled["n_critics"]},
+    }
+
+
+# --- the table
+
+SOFTAC = Algorithm(
+    name="softac",
+    base=SoftAC,
+    presets=presets.PRESETS,
+    space={
+        "value_network": _one_of(False, True),
+        "actor_q": _one_of("min", "mean", "first"),
+        "target_q": _one_of("min", "mean"),
+        "policy_delay": _integer(1, 3),
+        "ent_coef_update": _one_of("dual", "log", "exp"),
+        "actor_learning_rate": _magnitude(1e-5, 0.002),
+    },
+    arguments=_arguments_softac,
+    takes_sac=True,
+)
+
+SOFTQL = Algorithm(
+    name="softql",
+    base=SoftQL,
+    presets=presets.SOFTQL_PRESETS,
+    space={
+        "reward_scale": _magnitude(0.1, 100.0),
+        "target_update": _one_of(*TARGET_UPDATES),
+        "n_critics": _integer(1, 2),
+    },
+    continuous_space={
+        "kernel_particles": _one_of(16, 32),
+        "value_particles": _one_of(16, 32),
+        "actor_learning_rate": _magnitude(1e-5, 0.002),
+    },
+    arguments=_arguments_softql,
+    fixed=("tau",),
+    of_task=("reward_scale",),
+)
+
+#: All of them, by their names in RL Zoo.
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in (SOFTAC, SOFTQL)}
