@@ -1,6 +1,7 @@
 """Writing files that are complete and on the disk, or not there."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import stat
@@ -31,6 +32,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     with _explained(path):
         target = path.resolve()
+        if target.is_symlink():  # where Python does not say so itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = target.stat().st_mode if target.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
@@ -40,6 +43,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     unfinished = target.with_name(f".{uuid.uuid4().hex}.tmp")  # whoever writes to the same path has another one
     try:
         with _explained(path):
+            unfinished.open("xb").close()  # whoever writes in C would raise something else where this cannot be done
             yield unfinished
             _write_through(unfinished, mode)
             unfinished.replace(target)

@@ -47,7 +47,7 @@ class TestEveryKindOfFile:
             raise OSError(code, os.strerror(code), "a temporary name")
 
         with monkeypatch.context() as patch:
-            patch.setattr(*((os, "fsync") if at == "fsync" else (Path, "replace")), fail)
+            patch.setattr(f"os.{at}" if at == "fsync" else f"pathlib.Path.{at}", fail)
             with pytest.raises(OSError, match="the older file is as it was") as raised:
                 SAVES[name](model, path)
         assert (raised.value.errno, raised.value.filename) == (code, str(path))
