@@ -1,13 +1,21 @@
 """Random damage to a model file and to a replay buffer: every file loads equal, or ends in one of two errors.
 
+Checksums find most of it. A second kind of damage is therefore done inside of them: to attributes and weights, before the archive
+is made, and to a buffer without its checksum. Such a file may load as another one, but it has no other errors, either.
+
 ``python benchmarks/fuzz_files.py --cases 2000``
 """
 
 import argparse
+import base64
 import collections
+import io
+import json
 import random
+import re
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +24,11 @@ import numpy as np
 import torch as th
 
 from sb3_softac import DamagedFileError, SoftAC, UntrustedFileError
+from sb3_softac.files.buffers import MARKER
+from sb3_softac.files.reading import SERIALIZED
+
+#: values of the right types that no model takes, each named by the argument or by the space
+OTHER_REFUSALS = re.compile(r"^`\w+` is |^The replay buffer is for |action space|observation space|needs")
 
 
 def small_files(folder: Path) -> tuple[SoftAC, dict[str, bytes]]:
@@ -48,6 +61,31 @@ def damage(content: bytes, generator: random.Random) -> bytes:
         )
         damaged[place] = damaged[place] ^ (1 << generator.randrange(8)) if kind == 2 else generator.randrange(256)
     return bytes(damaged)
+
+
+def damage_inside(kind: str, content: bytes, generator: random.Random) -> bytes:
+    """The same, and the checksums are those of the damaged contents."""
+    if kind == "buffer":
+        return damage(content[: content.index(MARKER)], generator)
+    stream = io.BytesIO(content)
+    with zipfile.ZipFile(stream) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if generator.random() < 0.3:
+        name = generator.choice([name for name in members if name.endswith(".pth") or name == "data"])
+        members[name] = damage(members[name], generator)
+    else:
+        attributes = json.loads(members["data"])
+        name = generator.choice(
+            [name for name, value in attributes.items() if isinstance(value, dict) and SERIALIZED in value]
+        )
+        pickled = base64.b64decode(attributes[name][SERIALIZED])
+        attributes[name][SERIALIZED] = base64.b64encode(damage(pickled, generator)).decode()
+        members["data"] = json.dumps(attributes).encode()
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return stream.getvalue()
 
 
 def same_model(one: SoftAC, other: SoftAC) -> bool:
@@ -94,17 +132,22 @@ def fuzz(
     for case in range(cases):
         kind = ("model", "buffer")[case % 2]
         path = folder / f"fuzzed.{kind}"
-        path.write_bytes(damage(contents[kind], generator))
+        inside = case % 4 >= 2
+        path.write_bytes(damage_inside(kind, contents[kind], generator) if inside else damage(contents[kind], generator))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                assert load(kind, path, model), f"case {case}: the {kind} is another one, and nothing was noticed"
+                equal = load(kind, path, model)
+            assert equal or inside, f"case {case}: the {kind} is another one, and nothing was noticed"
+            end = "equal" if equal else "another"
         except DamagedFileError:
-            counts[f"{kind}: damaged"] += 1
+            end = "damaged"
         except UntrustedFileError:
-            counts[f"{kind}: untrusted"] += 1
-        else:
-            counts[f"{kind}: equal"] += 1
+            end = "untrusted"
+        except ValueError as error:
+            assert inside and OTHER_REFUSALS.search(str(error)), f"case {case}: {error}"
+            end = "refused as an argument"
+        counts[f"{kind}{' inside' * inside}: {end}"] += 1
     return counts
 
 
@@ -116,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         counts = fuzz(small_files(Path(folder)), arguments.cases, random.Random(arguments.seed), Path(folder))
     for name, count in sorted(counts.items()):
-        print(f"{name:20} {count:6}")
+        print(f"{name:40} {count:6}")
 
 
 if __name__ == "__main__":

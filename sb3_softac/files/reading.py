@@ -31,6 +31,8 @@ MAX_STEPS = 1_000_000
 #: how much smaller than its contents a member may be, beside one megabyte that is always allowed
 MAX_RATIO, FREE = 20, 1 << 20
 SERIALIZED = ":serialized:"
+#: packages whose errors are about what they read, not about an argument
+READERS = frozenset(("torch", "numpy", "zipfile", "json", "pickle"))
 #: attributes that are made of others when the model is set up; SB3 has saved code in them before 2.6
 DERIVED = frozenset(("lr_schedule",))
 #: what optimizers keep for each number of a parameter
@@ -88,6 +90,14 @@ def unreadable() -> Iterator[None]:
         raise Damage(f"{type(error).__name__}: {error}") from error
 
 
+def _raised_in(error: BaseException) -> str:
+    """The package whose code has raised an error."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
 @contextlib.contextmanager
 def built_from(name: str) -> Iterator[None]:
     """What SB3 cannot make a model of is a damaged file, or one for other classes; a refused argument stays what it is."""
@@ -98,7 +108,7 @@ def built_from(name: str) -> Iterator[None]:
     except Damage as damage:
         raise damaged(name, damage) from damage
     except ValueError as error:
-        if type(error) in (ValueError, UnicodeError):
+        if type(error) is ValueError and _raised_in(error) not in READERS:
             raise
         raise damaged(name, f"{type(error).__name__}: {error}") from error
     except (
@@ -113,7 +123,7 @@ def built_from(name: str) -> Iterator[None]:
     ) as error:
         raise damaged(name, f"{type(error).__name__}: {error}") from error
     except Exception as error:
-        if type(error).__module__ in ("pickle", "_pickle", "zipfile", "zlib"):
+        if _raised_in(error) in READERS:
             raise damaged(name, f"{type(error).__name__}: {error}") from error
         raise
 

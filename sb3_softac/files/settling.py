@@ -98,15 +98,16 @@ def check_buffer(buffer: Any) -> None:
 def _check_arrays(buffer: Any, n_rows: int, n_envs: int) -> None:
     for name in ("observations", "next_observations"):
         stored = getattr(buffer, name, None)
-        if stored is None and name == "next_observations":
-            continue  # the memory-efficient buffer has none
+        if name == "next_observations" and buffer.optimize_memory_usage is True and stored is None:
+            continue
         by_key = stored if isinstance(stored, dict) else {"": stored}
         shapes = buffer.obs_shape if isinstance(stored, dict) else {"": buffer.obs_shape}
         require(type(shapes) is dict and shapes.keys() == by_key.keys(), f"`{name}` has other keys")
         for key, array in by_key.items():
             _check_rows(f"{name}{key and '.'}{key}", array, n_rows, n_envs, shapes[key])
     _check_rows("actions", buffer.actions, n_rows, n_envs, (buffer.action_dim,))
-    names = ["rewards", "dones", *(["timeouts"] if hasattr(buffer, "timeouts") else [])]
+    of_old_sb3 = not hasattr(buffer, "handle_timeout_termination")  # which did not know time limits
+    names = ["rewards", "dones", *([] if of_old_sb3 else ["timeouts"])]
     if isinstance(buffer, HerReplayBuffer):
         names += ["ep_start", "ep_length", "infos"]
         require(np.shape(buffer._current_ep_start) == (n_envs,), "`_current_ep_start` has another shape")
