@@ -199,7 +199,8 @@ class TestContinuing:
         ours.save_replay_buffer(tmp_path / "replay_buffer.pkl")
         one, model = experiment(algo="softql", trained_agent=str(agent), hyperparams={"tau": 0.3}, n_timesteps=20)
         assert type(model) is SoftQL
-        assert (model.gamma, model.tau, model.kernel_particles, model.learning_rate) == (0.9, 0.3, 6, 1e-3)
+        # What is passed, then the entry of the file, then what its networks are built for.
+        assert (model.tau, model.gamma, model.learning_rate, model.kernel_particles) == (0.3, 0.95, "lin_1e-3", 6)
         assert model.replay_buffer is not None
         assert model.replay_buffer.size() == 150
         assert saved_by(one)["policy_kwargs"] == NETWORKS
