@@ -1,7 +1,7 @@
 """Random damage to a model file and to a replay buffer: every file loads equal, or ends in one of two errors.
 
-Checksums find most of it. A second kind of damage is therefore done inside of them: to attributes and weights, before the archive
-is made, and to a buffer without its checksum. Such a file may load as another one, but it has no other errors, either.
+Checksums find most of it. A second kind of damage is therefore done inside of them: to attributes and weights, before the
+archive is made, and to a buffer without its checksum. Such a file may load as another one, but has no other errors, either.
 
 ``python benchmarks/fuzz_files.py --cases 2000``
 """
@@ -145,7 +145,8 @@ def fuzz(
         except UntrustedFileError:
             end = "untrusted"
         except ValueError as error:
-            assert inside and OTHER_REFUSALS.search(str(error)), f"case {case}: {error}"
+            if not (inside and OTHER_REFUSALS.search(str(error))):
+                raise AssertionError(f"case {case}: {error}") from error
             end = "refused as an argument"
         counts[f"{kind}{' inside' * inside}: {end}"] += 1
     return counts
