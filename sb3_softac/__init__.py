@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from sb3_softac import presets
-from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
 from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, SoftQLPolicy
 from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule
 from sb3_softac.soft_ac import SoftAC
@@ -11,6 +11,7 @@ from sb3_softac.soft_ql import SoftQL
 
 __all__ = [
     "CnnPolicy",
+    "DamagedFileError",
     "ExponentialSchedule",
     "MlpPolicy",
     "MultiInputPolicy",
@@ -20,6 +21,7 @@ __all__ = [
     "SoftQLPolicy",
     "StaircaseSchedule",
     "TrainingDivergedError",
+    "UntrustedFileError",
     "__version__",
     "presets",
 ]

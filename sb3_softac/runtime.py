@@ -46,6 +46,8 @@ class Runtime:
     stored: StoredUpTo = field(default_factory=lambda: StoredUpTo(None, None))
     #: whether logs were written since ``learn`` was called
     dumped: bool = False
+    #: attributes of which ``save`` has warned that loading would refuse them
+    warned: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Copies and pickles get a new one."""

@@ -245,7 +245,11 @@ class SoftAC(SoftAlgorithm):
     # --- other models and files ---------------------------------------------------------------------------------------
 
     def warm_start(
-        self: SelfSoftAC, source: "str | pathlib.Path | io.BufferedIOBase | SoftAC | SAC", temperature: bool = False
+        self: SelfSoftAC,
+        source: "str | pathlib.Path | io.BufferedIOBase | SoftAC | SAC",
+        temperature: bool = False,
+        *,
+        trusted: bool = False,
     ) -> SelfSoftAC:
         """Take over the weights of another model's networks and targets, to train on from its policy.
 
@@ -254,26 +258,30 @@ class SoftAC(SoftAlgorithm):
 
         :param source: a ``SoftAC`` or SB3 ``SAC``, or the file that one was saved to
         :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
+        :param trusted: run whatever code the file holds, as SB3 does
         :return: this model
         :raises ValueError: another kind of source, other spaces, networks of other shapes, or an α that has no place here
         """
         self._follow_options()
-        warm_start.warm_start(self, source, temperature, SoftAC, takes_sac=True)
+        warm_start.warm_start(self, source, temperature, SoftAC, takes_sac=True, trusted=trusted)
         return self
 
     @classmethod
-    def from_sb3(cls: type[SelfSoftAC], sac: SAC | str | pathlib.Path | io.BufferedIOBase, **ours: Any) -> SelfSoftAC:
+    def from_sb3(
+        cls: type[SelfSoftAC], sac: SAC | str | pathlib.Path | io.BufferedIOBase, *, trusted: bool = False, **ours: Any
+    ) -> SelfSoftAC:
         """Take over a model of SB3's ``SAC``: weights, targets, optimizers, temperature and counters.
 
         Environment and replay buffer are handed over, not copied; a file has none. A learned temperature continues in SB3's
         form (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
 
         :param sac: the model, or the file that it was saved to
+        :param trusted: run whatever code the file holds, as SB3 does
         :param ours: arguments of ``SoftAC`` that replace those of ``sac``, such as ``env``
         :return: the new model
         :raises ValueError: ``sac`` is no SB3 ``SAC``, or it has no weights or no buffer for what ``ours`` asks for
         """
-        return cast(SelfSoftAC, conversion.continue_sac(cls, sac, ours))
+        return cast(SelfSoftAC, conversion.continue_sac(cls, sac, ours, trusted))
 
     def to_sb3(self) -> SAC:
         """Give an SB3 ``SAC`` that continues this model: weights, targets, optimizers, temperature and counters.

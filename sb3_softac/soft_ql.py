@@ -294,7 +294,11 @@ class SoftQL(SoftAlgorithm):
     # --- other models and files ---------------------------------------------------------------------------------------
 
     def warm_start(
-        self: SelfSoftQL, source: "str | pathlib.Path | io.BufferedIOBase | SoftQL", temperature: bool = False
+        self: SelfSoftQL,
+        source: "str | pathlib.Path | io.BufferedIOBase | SoftQL",
+        temperature: bool = False,
+        *,
+        trusted: bool = False,
     ) -> SelfSoftQL:
         """Take over the weights of another model's networks and targets, to train on from its policy.
 
@@ -303,11 +307,12 @@ class SoftQL(SoftAlgorithm):
 
         :param source: a ``SoftQL``, or the file that one was saved to
         :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
+        :param trusted: run whatever code the file holds, as SB3 does
         :return: this model
         :raises ValueError: another kind of source, other spaces, or networks of other shapes
         """
         self._follow_options()
-        warm_start.warm_start(self, source, temperature, SoftQL, takes_sac=False)
+        warm_start.warm_start(self, source, temperature, SoftQL, takes_sac=False, trusted=trusted)
         self._act_as_described()
         return self
 

@@ -11,10 +11,8 @@ import contextlib
 import functools
 import inspect
 import io
-import json
 import runpy
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +24,9 @@ import yaml
 
 from sb3_softac import SoftAC, presets
 from sb3_softac.arguments.checks import check_choice
+from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
+from sb3_softac.files.reading import attribute_names
 from sb3_softac.zoo_algorithms import ALGORITHMS, Algorithm, quoted, suggestion
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
@@ -282,9 +282,8 @@ def saved_by_sac(path: str | Path) -> bool:
     :param path: a file that SB3 or one of its plugins has saved
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            attributes = set(json.loads(archive.read("data")))
-    except (KeyError, ValueError, zipfile.BadZipFile):
+        attributes = attribute_names(path)
+    except DamagedFileError:
         return False  # whoever loads it says what is wrong
     others = {"ent_coef_update", "top_quantiles_to_drop_per_net"}  # SoftAC, TQC
     return {"batch_norm_stats_target", "ent_coef"} <= attributes and not others & attributes

@@ -168,6 +168,11 @@ class MatrixEnv(RandomEnv):
 
 
 #: one model for each option, and for some that meet
+def falling_rate(progress_remaining: float) -> float:
+    """A schedule that a model file may name, as no lambda can be."""
+    return 1e-3 * progress_remaining
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"value_network": True, "actor_q": "first", "target_q": "mean"},
     {"actor_q": "target_min"},
@@ -178,7 +183,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"ent_coef_update": "exp", "ent_coef": "auto_0.5"},
     {"ent_coef": "auto_0.2", "ent_coef_max": 0.3, "ent_coef_learning_rate": "exp_1e-2_1e-4"},
     {"ent_coef": "lin_0.3_0.1"},
-    {"actor_learning_rate": "lin_1e-3", "critic_learning_rate": lambda progress: 1e-3 * progress},
+    {"actor_learning_rate": "lin_1e-3", "critic_learning_rate": falling_rate},
     {"random_steps": 5, "policy_delay": 2, "target_update_interval": 3},
     {"reward_scale": -2.0, "max_grad_norm": 0.5},
     {"gradient_steps": 4, "train_freq": 2},

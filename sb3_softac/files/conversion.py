@@ -22,7 +22,9 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
+from sb3_softac.arguments import check_flag
 from sb3_softac.collect import close_trajectory
+from sb3_softac.files.reading import ModelFile, built_from, check_optimizers
 from sb3_softac.networks import SoftACPolicy
 from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, LogTemperature, Temperature
@@ -212,28 +214,30 @@ def is_sac_data(data: Mapping[str, Any]) -> bool:
     return {"batch_norm_stats", "ent_coef"} <= set(data) and "top_quantiles_to_drop_per_net" not in data
 
 
-def read_data(source: Any) -> dict[str, Any]:
-    data = load_from_zip_file(source, load_data=True, device="cpu")[0] or {}
-    if isinstance(source, io.BufferedIOBase):
-        source.seek(0)
-    return data
-
-
-def load_sac(source: Any, data: Mapping[str, Any] | None = None) -> SAC:
+def load_sac(source: Any, trusted: bool = False) -> SAC:
     """A model of SB3's ``SAC`` from its file, without environment and replay buffer; no random generator is seeded.
 
-    :param source: file name or binary stream
-    :param data: its attributes, if they have been read
+    :param source: file name, binary stream, or the file if it has been read
+    :param trusted: run whatever code the file holds, as SB3 does
     :raises ValueError: another file
+    :raises UntrustedFileError: the file asks for code that is not on the list of what files may use
+    :raises DamagedFileError: the file is incomplete, or no model can be made of it
     """
-    data = read_data(source) if data is None else data
-    if not is_sac_data(data):
-        raise ValueError(f"`sac` is {str(source)!r}, but it must be a file that SB3's SAC saved.")
+    file = source if isinstance(source, ModelFile) else ModelFile(source)
+    if not is_sac_data(file.attributes):
+        raise ValueError(f"`sac` is {file.name!r}, but it must be a file that SB3's SAC saved.")
     # No replay buffer of any size or kind: SB3 would allocate it, or ask for an environment.
     placeholder: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
     placeholder |= {"optimize_memory_usage": False, "seed": None}
-    sac = SAC.load(source, device="cpu", **placeholder)
-    sac.__dict__.update({name: data[name] for name in placeholder if name in data})
+    if trusted:
+        values = load_from_zip_file(file.stream, device="cpu")[0] or {}
+        sac = SAC.load(file.stream, device="cpu", **placeholder)
+    else:
+        values = file.objects(SAC)
+        with built_from(file.name):
+            sac = SAC.load(file.stream, device="cpu", custom_objects=values, **placeholder)
+            check_optimizers(sac)
+    sac.__dict__.update({name: values[name] for name in placeholder if name in values})
     sac.replay_buffer = None
     return sac
 
@@ -294,13 +298,14 @@ def _continued_target_updates(sac: SAC, ours: Mapping[str, Any]) -> dict[str, An
     )
 
 
-def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any]) -> Any:
+def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any], trusted: bool = False) -> Any:
     """See ``SoftAC.from_sb3``.
 
     :param cls: class of the new model
     """
+    check_flag("trusted", trusted)
     if isinstance(sac, str | pathlib.Path | io.BufferedIOBase):
-        sac, ours = load_sac(sac), {"device": "auto", **ours}
+        sac, ours = load_sac(sac, trusted), {"device": "auto", **ours}
     if not isinstance(sac, SAC):
         raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, or a file of one.")
     if ours.get("value_network"):

@@ -5,6 +5,7 @@ normalisation, one-hot encoding, rescaling to the action bounds and clipping are
 """
 
 import copy
+import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -252,17 +253,18 @@ def _write_onnx(module: _Exported, path: pathlib.Path) -> None:
     (tensors,) = module.example()
     inputs = tuple(tensors.values()) if isinstance(tensors, dict) else (tensors,)
     # The exporter by tracing: the one of torch.export needs onnxscript, and takes seconds where this takes hundredths.
+    stream = io.BytesIO()
     th.onnx.export(
         module,
         inputs,
-        str(path),
+        stream,  # type: ignore[arg-type]  # of a tracer that knows more than its signature says
         input_names=module.input_names,
         output_names=["action"],
         dynamic_axes={name: {0: "batch"} for name in [*module.input_names, "action"]},
         opset_version=17,
         dynamo=False,
     )
-    graph = onnx.load(path)
+    graph = onnx.load_model_from_string(stream.getvalue())
     onnx.helper.set_model_props(graph, {METADATA: json.dumps(module.metadata())})
     onnx.save(graph, path)
 
@@ -270,7 +272,9 @@ def _write_onnx(module: _Exported, path: pathlib.Path) -> None:
 def _write_torchscript(module: _Exported, path: pathlib.Path) -> None:
     # What is random differs from call to call, so the tracer's own check would fail; ours is in `write`.
     traced = th.jit.trace(module, module.example(), strict=False, check_trace=False)  # type: ignore[no-untyped-call]
-    th.jit.save(traced, str(path), _extra_files={METADATA: json.dumps(module.metadata())})
+    stream = io.BytesIO()  # PyTorch's own writing has other errors than Python's where the disk is full
+    th.jit.save(traced, stream, _extra_files={METADATA: json.dumps(module.metadata())})
+    path.write_bytes(stream.getbuffer())
 
 
 def _compare(

@@ -16,6 +16,8 @@ from gymnasium import spaces
 Observations = Any  # an array (B, ...), or a dict of them
 #: where a file says what it is
 METADATA = "sb3_softac.json"
+#: bytes that the bounds of large spaces may take
+LARGEST_METADATA = 16 << 20
 
 
 def describe(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -57,11 +59,15 @@ def require_onnx() -> None:
 
 def _torchscript_metadata(path: pathlib.Path) -> dict[str, Any] | None:
     """What a TorchScript file says of itself, or None if it is no exported policy."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")]
-        return json.loads(archive.read(names[0])) if names else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(f"/extra/{METADATA}")]
+            if not members or members[0].file_size > LARGEST_METADATA:
+                return None
+            metadata: dict[str, Any] = json.loads(archive.read(members[0]))
+            return metadata
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+        return None  # whoever loads it as something else says what is wrong
 
 
 def is_exported(path: pathlib.Path) -> bool:

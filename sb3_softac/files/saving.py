@@ -1,21 +1,28 @@
 """Saving, loading and copying of models, in SB3's format."""
 
+import contextlib
 import inspect
 import io
 import pathlib
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count, check_flag
 from sb3_softac.collect import CollectingAlgorithm, StoredUpTo, check_compatible_buffer
-from sb3_softac.files.atomic import replacing
+from sb3_softac.files.atomic import named, writing
+from sb3_softac.files.buffers import read_buffer, write_buffer
 from sb3_softac.files.exported import is_exported
+from sb3_softac.files.foresight import warn_of_buffer, warn_of_code
+from sb3_softac.files.reading import ModelFile, built_from, check_optimizers
 from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, Temperature
 
@@ -24,22 +31,14 @@ SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 NOT_REPLACEABLE = {"self", "policy", "env", "device", "_init_setup_model"}
 
 
-def save_model(path: str | pathlib.Path, write: Callable[[io.BytesIO], None]) -> None:
+def save_model(path: str | pathlib.Path, content: memoryview) -> None:
     """Write a zip file, as SB3 names it. A file that exists is replaced only once the new one is complete.
 
     :param path: file name; ``.zip`` is added if it has no suffix, missing folders are made
-    :param write: writes the model to a stream
+    :param content: of the file
     """
-    path = pathlib.Path(path)
-    if path.suffix == "":
-        path = path.with_name(f"{path.name}.zip")
-    if path.is_dir():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2", stacklevel=3)
-        path = path.with_name(f"{path.name}_2")
-    stream = io.BytesIO()
-    write(stream)
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(stream.getbuffer())
+    with writing(named(path, ".zip")) as file:
+        file.write(content)
 
 
 class SavedAlgorithm(CollectingAlgorithm):
@@ -110,13 +109,16 @@ class SavedAlgorithm(CollectingAlgorithm):
         :param path: file name (``.zip`` is added if it has no suffix; missing folders are made) or a binary stream
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep although they are left out by default
+        :raises OSError: it cannot be written; an older file is as it was
         """
         self._follow_options()  # a file must not hold options that its weights do not have
-        if not isinstance(path, str | pathlib.Path):
-            super().save(path, exclude, include)
-            return
-        write = super().save
-        save_model(path, lambda stream: write(stream, exclude, include))
+        stream = io.BytesIO()
+        super().save(stream, exclude, include)
+        warn_of_code(stream, self._runtime.warned)
+        if isinstance(path, str | pathlib.Path):
+            save_model(path, stream.getbuffer())
+        else:
+            open_path(path, "w").write(stream.getbuffer())
 
     @classmethod
     def load(
@@ -127,12 +129,15 @@ class SavedAlgorithm(CollectingAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        *,
+        trusted: bool = False,
         **kwargs: Any,
     ) -> SelfSavedAlgorithm:
-        """Load a model as SB3 does, with three differences.
+        """Load a model as SB3 does, with four differences.
 
         The random generators are seeded only if ``seed`` is passed; without an environment no replay buffer is allocated
-        (``set_env`` does it later); an argument that the constructor does not know is refused.
+        (``set_env`` does it later); an argument that the constructor does not know is refused; and no code in the file runs
+        unless it is ``trusted``.
 
         :param path: file name or binary stream
         :param env: environment to continue with
@@ -140,24 +145,38 @@ class SavedAlgorithm(CollectingAlgorithm):
         :param custom_objects: replacements for saved attributes
         :param print_system_info: print the versions with which the model was saved
         :param force_reset: reset the environment before training
+        :param trusted: run whatever code the file holds, as SB3 does
         :param kwargs: constructor arguments that replace the saved ones
         :raises ValueError: unknown argument, or one that the saved weights have no place for
+        :raises UntrustedFileError: the file asks for code that is not on the list of what files may use
+        :raises DamagedFileError: the file is incomplete, or no model can be made of it
         """
+        check_flag("trusted", trusted)
         if isinstance(path, str | pathlib.Path) and is_exported(pathlib.Path(path)):
             raise ValueError(f"`path` is {str(path)!r}, an exported policy: sb3_softac.export.ExportedPolicy loads it.")
         replaced, set_up = cls._replaced_attributes(kwargs)
         if "replay_buffer_class" in (custom_objects or {}):
             replaced.setdefault("_automatic_replay_buffer", False)
-        return super().load(
-            path,
-            env=env,
-            device=device,
-            custom_objects=custom_objects,
-            print_system_info=print_system_info,
-            force_reset=force_reset,
-            _runtime=Runtime(set_up),
-            **replaced,
-        )
+        source: Any = path
+        reading: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not trusted:
+            device = get_device(device)  # a wrong one is no damage of the file
+            file = ModelFile(path, custom_objects or {})
+            source, custom_objects, reading = file.stream, file.objects(cls), built_from(file.name)
+        with reading:
+            model = super().load(
+                source,
+                env=env,
+                device=device,
+                custom_objects=custom_objects,
+                print_system_info=print_system_info,
+                force_reset=force_reset,
+                _runtime=Runtime(set_up),
+                **replaced,
+            )
+            if not trusted:
+                check_optimizers(model)
+            return model
 
     @classmethod
     def _replaced_attributes(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], SetUp]:
@@ -182,19 +201,45 @@ class SavedAlgorithm(CollectingAlgorithm):
             expected = dict(replaced.pop("policy_kwargs") or {})
         return replaced, SetUp(seeds="seed" in kwargs, weights_follow=True, expected_policy_kwargs=expected)
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save the replay buffer as a pickle, as SB3 does; a file that exists is replaced only once the new one is complete.
+
+        Behind the pickle, where SB3 does not look, a file has its checksum.
+
+        :param path: file name (``.pkl`` is added if it has no suffix; missing folders are made) or a binary stream
+        :raises OSError: it cannot be written; an older file is as it was
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        warn_of_buffer(self.replay_buffer, self._runtime.warned)
+        write_buffer(path, self.replay_buffer)
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True, *, trusted: bool = False
+    ) -> None:
         """Load a replay buffer as SB3 does; the n-step return then follows this model's ``n_steps`` and ``gamma``.
 
         :param path: pickle file or binary stream
         :param truncate_last_traj: with ``HerReplayBuffer``, end the last trajectory
+        :param trusted: run whatever code the file holds, as SB3 does
         :raises ValueError: the buffer is for other environments, this model needs n-step returns that it cannot compute, or
             it has another discount
+        :raises UntrustedFileError: the file asks for code that is not on the list of what files may use
+        :raises DamagedFileError: the file is incomplete, or holds no replay buffer
         """
+        check_flag("trusted", trusted)
         previous = getattr(self, "replay_buffer", None)  # `del model.replay_buffer` frees memory before loading
         self._runtime.block_sampler, self._runtime.stored = None, StoredUpTo(None, None)  # which would hold it
-        super().load_replay_buffer(path, truncate_last_traj)
-        assert self.replay_buffer is not None
         try:
+            if trusted:
+                super().load_replay_buffer(path, truncate_last_traj)
+            else:
+                buffer = read_buffer(path)
+                assert self.env is not None or not isinstance(buffer, HerReplayBuffer), (
+                    "`HerReplayBuffer` needs `set_env` first"
+                )
+                with built_from(str(path)):
+                    self._take_replay_buffer(buffer, truncate_last_traj)
+            assert self.replay_buffer is not None
             check_compatible_buffer(self.replay_buffer, self.observation_space, self.action_space, self.n_envs)
             self._match_returns(self.replay_buffer)
         except ValueError:
@@ -202,6 +247,18 @@ class SavedAlgorithm(CollectingAlgorithm):
             raise
         if not truncate_last_traj:  # the user says that the episode goes on
             self._runtime.stored = StoredUpTo(self.replay_buffer, self._last_obs)
+
+    def _take_replay_buffer(self, buffer: Any, truncate_last_traj: bool) -> None:
+        """What SB3's ``load_replay_buffer`` does once it has unpickled one."""
+        if not hasattr(buffer, "handle_timeout_termination"):  # of SB3 before 2.1
+            buffer.handle_timeout_termination = False
+            buffer.timeouts = np.zeros_like(buffer.dones)
+        if isinstance(buffer, HerReplayBuffer):
+            buffer.set_env(cast(VecEnv, self.env))
+            if truncate_last_traj:
+                buffer.truncate_last_trajectory()
+        buffer.device = self.device
+        self.replay_buffer = buffer
 
     @abstractmethod
     def _follow_options(self) -> None:

@@ -9,25 +9,27 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_softac.arguments import check_flag, comparable
+from sb3_softac.files.allowed import derives_from
 from sb3_softac.files.conversion import (
     Tensors,
     ent_coef_of,
     is_sac_data,
     load_sac,
-    read_data,
     refuse_new_sharing,
     stack_critics,
 )
+from sb3_softac.files.reading import ModelFile
 from sb3_softac.networks import SoftPolicy
 from sb3_softac.update import LearnedTemperature
 
 
-def load_source(source: Any, ours: type[Any], takes_sac: bool) -> Any:
+def load_source(source: Any, ours: type[Any], takes_sac: bool, trusted: bool) -> Any:
     """The model to start from; a file is loaded without its replay buffer.
 
     :param source: a model, a file name or a binary stream
     :param ours: class of our models
     :param takes_sac: whether it may be an SB3 ``SAC``, too
+    :param trusted: run whatever code the file holds, as SB3 does
     :raises ValueError: neither a model nor a file of one
     """
     if isinstance(source, ours) or (takes_sac and isinstance(source, SAC)):
@@ -35,11 +37,11 @@ def load_source(source: Any, ours: type[Any], takes_sac: bool) -> Any:
     if not isinstance(source, str | pathlib.Path | io.BufferedIOBase):
         kinds = f"a {ours.__name__}{', an SB3 SAC,' if takes_sac else ''}"
         raise ValueError(f"`source` is a {type(source).__name__}, but it must be {kinds} or a file of one.")
-    data = read_data(source)
-    if takes_sac and is_sac_data(data):
-        return load_sac(source, data)
-    if "_built_for" in data and issubclass(data.get("policy_class", object), ours.policy_base):
-        return ours.load(source, device="cpu")
+    file = ModelFile(source)
+    if takes_sac and is_sac_data(file.attributes):
+        return load_sac(file, trusted)
+    if "_built_for" in file.attributes and (trusted or derives_from(file.read("policy_class"), (ours.policy_base,))):
+        return ours.load(source, device="cpu", trusted=trusted)
     savers = ours.__name__ + (" or SB3's SAC" if takes_sac else "")
     raise ValueError(f"`source` is {str(source)!r}, but it must be a file that {savers} saved.")
 
@@ -106,12 +108,13 @@ def copy_weights(source: Any, model: Any) -> None:
     policy.load_state_dict(theirs)
 
 
-def warm_start(model: Any, source: Any, temperature: bool, ours: type[Any], takes_sac: bool) -> None:
-    """See ``SoftAC.warm_start`` and ``SoftQL.warm_start``; ``ours`` and ``takes_sac`` as in :func:`load_source`."""
+def warm_start(model: Any, source: Any, temperature: bool, ours: type[Any], takes_sac: bool, trusted: bool = False) -> None:
+    """See ``SoftAC.warm_start`` and ``SoftQL.warm_start``; the last three as in :func:`load_source`."""
+    check_flag("trusted", trusted)
     check_flag("temperature", temperature)
     if temperature and not isinstance(model.temperature, LearnedTemperature):
         raise ValueError(f"`temperature` is True, but `ent_coef`={model.ent_coef!r} is fixed: there is none to start from.")
-    source = load_source(source, ours, takes_sac)
+    source = load_source(source, ours, takes_sac, trusted)
     ent_coef = ent_coef_of(source)
     if temperature and ent_coef == 0.0 and model.ent_coef_update != "dual":
         raise ValueError(

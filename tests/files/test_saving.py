@@ -1,7 +1,9 @@
 """Saving and loading: everything that training needs comes back, and nothing else changes on the way."""
 
 import copy
+import errno
 import io
+import os
 import random
 import threading
 from pathlib import Path
@@ -17,7 +19,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import SoftAC, SoftACPolicy
+from sb3_softac import SoftAC, SoftACPolicy, UntrustedFileError
 from sb3_softac.update import LearnedTemperature
 from tests.helpers import (
     OPTIONS,
@@ -146,12 +148,13 @@ class TestFiles:
         model.save(path)
         before = path.read_bytes()
 
-        def full_disk(self: Path, data: Any) -> None:
-            raise OSError("no space left on device")
+        def full_disk(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OSError, match="no space"):
+        monkeypatch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="no space") as raised:
             model.save(path)
+        assert raised.value.filename == str(path)
         assert path.read_bytes() == before
         assert len(list(tmp_path.iterdir())) == 1
 
@@ -355,8 +358,12 @@ class TestReplacedArguments:
             def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, use_sde: bool = False) -> None:
                 super().__init__(observation_space, action_space, lr_schedule, net_arch=[8], use_sde=use_sde)
 
-        SoftAC(Mine, RandomEnv(), buffer_size=10).save(tmp_path / "model.zip")
-        assert type(SoftAC.load(tmp_path / "model.zip").policy) is Mine
+        with pytest.warns(UserWarning, match="`policy_class` is saved with what loading refuses unless"):
+            SoftAC(Mine, RandomEnv(), buffer_size=10).save(tmp_path / "model.zip")
+        with pytest.raises(UntrustedFileError, match="in its attribute `policy_class` holds code"):
+            SoftAC.load(tmp_path / "model.zip")
+        assert type(SoftAC.load(tmp_path / "model.zip", trusted=True).policy) is Mine
+        assert type(SoftAC.load(tmp_path / "model.zip", custom_objects={"policy_class": Mine}).policy) is Mine
 
     def test_statistics_window(self, tmp_path: Path) -> None:
         make_model().save(tmp_path / "model.zip")
