@@ -40,7 +40,7 @@ class SoftAlgorithm(TemperedAlgorithm):
 
     def learn(
         self: SelfSoftAlgorithm,
-        total_timesteps: float,
+        total_timesteps: float | None = None,
         callback: MaybeCallback = None,
         log_interval: int | None = 4,
         tb_log_name: str | None = None,
@@ -49,12 +49,14 @@ class SoftAlgorithm(TemperedAlgorithm):
     ) -> SelfSoftAlgorithm:
         """Train for ``total_timesteps`` environment steps; floats such as 1e6 are allowed. Otherwise as in SB3.
 
-        ``tb_log_name`` is the name of the algorithm if it is None.
+        ``tb_log_name`` is the name of the algorithm if it is None. The first call after ``resume`` goes on to the steps that
+        were asked for, or to ``total_timesteps`` of the whole run; ``reset_num_timesteps`` has no meaning then.
 
         :raises TrainingDivergedError: losses, weights or actions are no longer finite
         """
+        total_timesteps, reset_num_timesteps = self._steps_to_do(total_timesteps, reset_num_timesteps)
         super().learn(
-            check_count("total_timesteps", total_timesteps, 0),
+            total_timesteps,
             callback=callback,
             log_interval=cast(int, log_interval),  # None, for no logging by episodes, is missing in SB3's annotation
             tb_log_name=self.log_name if tb_log_name is None else tb_log_name,
@@ -66,13 +68,32 @@ class SoftAlgorithm(TemperedAlgorithm):
             self.dump_logs()  # no episode has ended that would have done it
         return self
 
+    def _steps_to_do(self, total_timesteps: float | None, resets: bool) -> tuple[int, bool]:
+        """How many steps this ``learn`` does, and whether they are counted from 0."""
+        resumption = self._runtime.resumption
+        if resumption is None or not resumption.waits_for_learn:
+            if total_timesteps is None:
+                raise ValueError("`total_timesteps` is None, but it must be a number of steps: only a resumed model knows it.")
+            self._runtime.resumption = None if resets else resumption
+            return check_count("total_timesteps", total_timesteps, 0), resets
+        resumption.waits_for_learn = False
+        total = resumption.total_timesteps
+        if total_timesteps is not None and total != (total := check_count("total_timesteps", total_timesteps, 0)):
+            warnings.warn(
+                f"The run goes on to {total:,} steps instead of {resumption.total_timesteps:,}: its schedules change.",
+                stacklevel=3,
+            )
+        return max(0, total - self.num_timesteps), False
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._follow_options()
         check_statistics(self._vec_normalize_env)
         self._refuse_impossible_compilation()
         self._runtime.engine.decided = False
         self._runtime.dumped = False
+        self._runtime.between_rollouts.clear()
         result = super()._setup_learn(*args, **kwargs)
+        self._runtime.callback = result[1]
         self._refuse_non_finite("observation", self._last_obs)
         if self.replay_buffer is not None and self.replay_buffer is not self._runtime.stored.buffer:
             self._match_returns(self.replay_buffer)  # it may be another one than at the last call

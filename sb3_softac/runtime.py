@@ -1,8 +1,10 @@
 """What a model needs while it runs: neither saved nor copied, and created where it is needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_softac.collect import CapturedActor, DirectActor, StoredUpTo
@@ -21,6 +23,17 @@ class SetUp:
     weights_follow: bool = False
     #: policy arguments that were passed to `load`, and must be those of the file
     expected_policy_kwargs: dict[str, Any] | None = None
+
+
+@dataclass
+class Resumption:
+    """A training that goes on."""
+
+    checkpoint: Any
+    #: the number of steps that was asked for
+    total_timesteps: int
+    #: False once ``learn`` has been called
+    waits_for_learn: bool = True
 
 
 @dataclass
@@ -48,6 +61,15 @@ class Runtime:
     dumped: bool = False
     #: attributes of which ``save`` has warned that loading would refuse them
     warned: set[str] = field(default_factory=set)
+    #: the callback of the ``learn`` that runs
+    callback: BaseCallback | None = None
+    #: what is called where a rollout begins
+    between_rollouts: list[Callable[[], None]] = field(default_factory=list)
+    #: which training its checkpoints belong to, and what of the replay buffer is on the disk
+    run: dict[str, Any] | None = None
+    buffer_log: Any = None
+    #: what is still to be put in place after ``resume``
+    resumption: Resumption | None = None
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Copies and pickles get a new one."""

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutReturn
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect.acting import make_actor
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
@@ -56,15 +56,26 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
 
         SB3 leaves it out: the next transition would then start one step later than the stored one ends. What is interrupted
         in another way begins again with a reset.
+
+        :raises RuntimeError: an environment in another process has died
         """
+        self._before_rollout()
         try:
             rollout = super().collect_rollouts(env, callback, *args, **kwargs)
             if not rollout.continue_training:
                 self._store_last_step(callback.locals)
-        except BaseException:
+        except BaseException as error:
             self._interrupt_episode()
+            if isinstance(error, (EOFError, ConnectionError)) and (dead := dead_workers(env)):
+                raise RuntimeError(
+                    f"{dead} The replay buffer is whole, with {self.replay_buffer.size() if self.replay_buffer else 0:,} "
+                    f"rows up to step {self.num_timesteps:,}, and so are checkpoints and the model, but not the environments."
+                ) from error
             raise
         return rollout
+
+    def _before_rollout(self) -> None:
+        """Called where a rollout begins: nothing is under way."""
 
     def _store_last_step(self, step: dict[str, Any]) -> None:
         """Do for the step before a stop what SB3 does after all others; ``step`` holds its local variables."""
@@ -121,3 +132,16 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         """What is stored next must start where the newest stored transition ends, or the trajectory ends there."""
         if not self._runtime.stored.continues(self.replay_buffer, self._last_obs):
             close_trajectory(self.replay_buffer)
+
+
+def dead_workers(env: VecEnv) -> str:
+    """The environments that have died in their processes, in words."""
+    inner = env.unwrapped
+    processes = inner.processes if isinstance(inner, SubprocVecEnv) else []
+    for process in processes:
+        process.join(timeout=0.1)  # it may be about to end
+    dead = [(i, process) for i, process in enumerate(processes) if not process.is_alive()]
+    return " ".join(
+        f"The worker of environment {i} (process {process.pid}) has died with exit code {process.exitcode}."
+        for i, process in dead
+    )

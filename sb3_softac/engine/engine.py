@@ -27,7 +27,7 @@ Compile: TypeAlias = Literal["auto"] | bool
 
 #: gradient steps from which on compiling, which takes 15 to 60 seconds, pays off; see docs/benchmarks.md
 WORTH_COMPILING = 20_000
-#: gradient steps of a kind that run eagerly first: they create the states of the optimizers
+#: gradient steps that run eagerly where optimizers have no state yet
 WARM_UP = 1
 #: the same before a capture, during which libraries must not allocate what they need at first use
 CAPTURE_WARM_UP = 3
@@ -325,9 +325,10 @@ class Engine:
         self.n_steps += 1
         cached = self._cached.setdefault((flags, tuple(map(_layout, batch))), _CachedStep())
         optimizers_now = update.optimizers(flags)
+        n_warm_up = CAPTURE_WARM_UP if self.captures else 0
         if not all(map(optimizers.has_begun, optimizers_now)):
-            cached.n_warm_up = 0
-        if cached.n_warm_up < (CAPTURE_WARM_UP if self.captures else WARM_UP):
+            cached.n_warm_up, n_warm_up = 0, max(n_warm_up, WARM_UP)
+        if cached.n_warm_up < n_warm_up:
             cached.n_warm_up += 1
             return self._warm_up(update, batch, flags)
         if not (self.compiles or self.captures) or th.is_autocast_enabled(update.device.type):

@@ -51,7 +51,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         # A folder that cannot be written to raises at the first use of the name, and holds nothing to remove.
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
-    _write_through_folder(target.parent)
+    write_through_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def _write_through(path: pathlib.Path, mode: int | None) -> None:
         os.close(descriptor)
 
 
-def _write_through_folder(path: pathlib.Path) -> None:
+def write_through_folder(path: pathlib.Path) -> None:
     """The new name is in place already; where folders cannot be written through, the system does it in time."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)

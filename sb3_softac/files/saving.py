@@ -18,6 +18,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, check_count, check_flag
 from sb3_softac.collect import CollectingAlgorithm, StoredUpTo, check_compatible_buffer
+from sb3_softac.files import resuming
 from sb3_softac.files.atomic import named, writing
 from sb3_softac.files.buffers import read_buffer, write_buffer
 from sb3_softac.files.exported import is_exported
@@ -177,6 +178,39 @@ class SavedAlgorithm(CollectingAlgorithm):
             if not trusted:
                 check_optimizers(model)
             return model
+
+    @classmethod
+    def resume(
+        cls: type[SelfSavedAlgorithm],
+        folder: str | pathlib.Path,
+        env: GymEnv | str,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        **expected: Any,
+    ) -> SelfSavedAlgorithm:
+        """Go on with a training from its newest whole checkpoint, bit for bit, as if it had not been interrupted.
+
+        ``learn(callback=...)`` of the result goes on to the number of steps that was asked for. Callbacks get their state
+        back there, by their class, and keep the settings that they are made with. No code in the files runs.
+
+        :param folder: where ``ExactCheckpointCallback`` has written
+        :param env: environment that is built as it was, wrappers included
+        :param device: PyTorch device
+        :param custom_objects: what the files ask for by name and may not import, or in the place of an attribute
+        :param expected: options of the constructor, which must be those of the run
+        :return: the model
+        :raises ValueError: no checkpoint, another algorithm, environment or option
+        :raises UntrustedFileError: the files ask for code that is not on the list of what files may use
+        :raises DamagedFileError: no checkpoint is whole, or a newer version has written it
+        """
+        return cast(SelfSavedAlgorithm, resuming.resume(cls, folder, env, device, custom_objects, expected))
+
+    def _before_rollout(self) -> None:
+        runtime = self._runtime
+        if runtime.resumption is not None:
+            resuming.finish(self, runtime.resumption.checkpoint)
+        for call in tuple(runtime.between_rollouts):
+            call()
 
     @classmethod
     def _replaced_attributes(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], SetUp]:

@@ -134,11 +134,19 @@ PRIVATE = re.compile(
 )
 
 
+#: what pickles ask for, and never get
+NAMES_IN_FILES = {
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.storage._load_from_bytes",
+}
+
+
 def without_docstrings_and_comments(path: Path) -> str:
     return ast.unparse(ast.parse(path.read_text()))
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_names_are_used_in_one_module_only(path: Path) -> None:
-    found = PRIVATE.findall(without_docstrings_and_comments(path))
-    assert bool(found) == (path.name == "torch_internals.py"), found
+    found = set(PRIVATE.findall(without_docstrings_and_comments(path)))
+    assert bool(found - NAMES_IN_FILES) == (path.name == "torch_internals.py"), found

@@ -1,0 +1,109 @@
+"""Checkpoints from which a killed training goes on bit for bit: ``ExactCheckpointCallback`` writes, ``resume`` reads them."""
+
+import pathlib
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_softac.arguments import check_count
+from sb3_softac.files import SavedAlgorithm, resuming
+from sb3_softac.files.checkpoint import Folder, Lock, new_run
+from sb3_softac.files.segments import BufferLog
+
+__all__ = ["ExactCheckpointCallback"]
+
+
+class ExactCheckpointCallback(BaseCallback):
+    """Write the whole state of the training, every ``save_freq`` steps and at its end.
+
+    ``SoftAC.resume(folder, env).learn(callback=...)`` goes on from the newest one as if nothing had happened. A checkpoint
+    is written where the next rollout begins, so that nothing is under way. Of the replay buffer only what is new is written.
+
+    :param save_freq: steps of each environment between two checkpoints, at least 1
+    :param folder: where they are written, one run in each folder; made if it is missing
+    :param keep: number of checkpoints that are kept, at least 1
+    :param verbose: 1 says what was written
+    :raises ValueError: at the beginning of ``learn``: the folder has checkpoints of another run, another process writes there,
+        or the model has something that cannot be written
+    :raises OSError: a checkpoint cannot be written; those before it, and the model, are as they were
+    """
+
+    model: Any
+
+    def __init__(self, save_freq: int, folder: str | pathlib.Path, keep: int = 2, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.save_freq = check_count("save_freq", save_freq, 1)
+        self.keep = check_count("keep", keep, 1)
+        if not isinstance(folder, str | pathlib.Path) or not str(folder):
+            raise ValueError(f"`folder` is {folder!r}, but it must be the name of a folder.")
+        self.folder = pathlib.Path(folder)
+        self._is_due = False
+        self._lock: Lock | None = None
+        #: step of the newest checkpoint
+        self._newest = -1
+
+    def _on_training_start(self) -> None:
+        model = self.model
+        if not isinstance(model, SavedAlgorithm):
+            raise ValueError(
+                f"ExactCheckpointCallback is for the algorithms of sb3_softac, but the model is a {type(model).__name__}: "
+                "SB3's CheckpointCallback saves it."
+            )
+        assert model.env is not None, "it learns"
+        if model.replay_buffer is None:
+            raise ValueError("ExactCheckpointCallback needs the replay buffer of the model, but it is None.")
+        resuming.attributes_of(model, {})  # refuses what cannot be written before a step is done
+        runtime = model._runtime
+        if runtime.run is None:
+            runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
+        place = Folder(self.folder)
+        self._lock = place.claim(runtime.run)
+        if runtime.buffer_log is None or runtime.buffer_log.folder.resolve() != place.segments.resolve():
+            runtime.buffer_log = BufferLog(place.segments)
+        self._is_due, self._newest = False, -1
+        runtime.between_rollouts.append(self._between_rollouts)
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.save_freq == 0:
+            self._is_due = True
+        return True
+
+    def _between_rollouts(self) -> None:
+        if self._is_due:
+            self.save()
+
+    def save(self) -> pathlib.Path:
+        """Write a checkpoint now; only between two rollouts is it exact.
+
+        :return: its folder
+        """
+        model, place = self.model, Folder(self.folder)
+        runtime = model._runtime
+        if self._lock is None or not self._lock.holds():
+            raise ValueError(
+                f"`folder` is {str(self.folder)!r}, but another model of this process writes its checkpoints there."
+            )
+        self._is_due = False
+        checkpoint = resuming.take(model, self.folder, runtime.buffer_log, runtime.run)
+        path = place.write(checkpoint, self.keep)
+        self._newest = model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Checkpoint: {path}")
+        return path
+
+    def _on_training_end(self) -> None:
+        model = self.model
+        try:
+            if self._newest != model.num_timesteps and model._last_obs is not None:
+                self.save()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        between = self.model._runtime.between_rollouts
+        if self._between_rollouts in between:
+            between.remove(self._between_rollouts)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

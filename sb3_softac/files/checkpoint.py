@@ -1,0 +1,297 @@
+"""A folder of checkpoints: what is written is complete or not there, by one process at a time.
+
+run.json                     whose checkpoints these are
+lock                         held by the process that writes
+segments/                    transitions of the replay buffer (segments.py)
+checkpoint-000000012000/     one for each kept number of steps
+    manifest.json            format, sizes and checksums of everything, and its own
+    state.json               forms (plain.py)
+    arrays.safetensors       and their arrays
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from sb3_softac.errors import DamagedFileError
+from sb3_softac.files.atomic import write_through_folder, writing
+from sb3_softac.files.plain import Arrays, Form
+from sb3_softac.files.rebuilding import require
+from sb3_softac.files.segments import Segment, as_json, from_json, read_arrays, write_arrays
+from sb3_softac.files.unpickling import Damage
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: of the files here; a newer one is refused
+FORMAT = 1
+PREFIX = "checkpoint-"
+MAX_JSON = 256 << 20
+
+
+@dataclass
+class Checkpoint:
+    """What one checkpoint holds."""
+
+    path: pathlib.Path
+    run: dict[str, Any]
+    n_steps: int
+    state: dict[str, Form] = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
+    segments: list[Segment] = field(default_factory=list)
+
+
+def write_json(path: pathlib.Path, form: Form) -> tuple[int, str]:
+    content = json.dumps(form, allow_nan=False).encode()
+    with writing(path) as file:
+        file.write(content)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def read_json(path: pathlib.Path, size: int | None = None, checksum: str | None = None) -> Any:
+    """JSON out of a file.
+
+    :raises Damage: it is incomplete, another one, or no JSON
+    """
+    try:
+        require(path.is_file() and not path.is_symlink(), f"{path.name} is not there")
+        require(path.stat().st_size <= MAX_JSON and size in (None, path.stat().st_size), f"{path.name} is incomplete")
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damage(f"{path.name} cannot be read: {error.strerror}") from error
+    if checksum is not None:
+        require(hashlib.sha256(content).hexdigest() == checksum, f"the checksum of {path.name} is not that of its contents")
+    try:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise Damage(f"{path.name} is no JSON: {error}") from error
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _summary(content: Form) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+class Lock:
+    """A folder that this process alone writes to.
+
+    :param folder: an existing folder
+    :raises ValueError: another process writes to it
+    """
+
+    #: the locks of this process, by folder: within a process the newest one holds
+    held: "dict[pathlib.Path, Lock]" = {}  # noqa: RUF012  # shared on purpose
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder.resolve()
+        previous = Lock.held.pop(self.folder, None)
+        if previous is not None:
+            previous.release()
+        self.file: Any = (self.folder / "lock").open("a+")
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a forked child does not inherit it
+            except OSError:
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                self.file.close()
+                raise ValueError(
+                    f"`folder` is {str(folder)!r}, but {holder} writes its checkpoints there: wait for its end, stop it, or "
+                    "choose another folder."
+                ) from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+        Lock.held[self.folder] = self
+
+    def holds(self) -> bool:
+        return Lock.held.get(self.folder) is self
+
+    def release(self) -> None:
+        if Lock.held.get(self.folder) is self:
+            del Lock.held[self.folder]
+        self.file.close()
+
+
+def new_run(algorithm: str, environment: dict[str, Any]) -> dict[str, Any]:
+    """What tells one training from another."""
+    return {"id": uuid.uuid4().hex, "algorithm": algorithm, **environment}
+
+
+def describe(run: Mapping[str, Any]) -> str:
+    return f"{run.get('algorithm')} on {run.get('n_envs')} x {run.get('environment')} (run {str(run.get('id'))[:8]})"
+
+
+class Folder:
+    """Checkpoints of one run.
+
+    :param path: the folder
+    """
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        self.segments = self.path / "segments"
+
+    def checkpoints(self) -> list[pathlib.Path]:
+        """All that look like checkpoints, the newest first."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if path.name.startswith(PREFIX) and path.name[len(PREFIX) :].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
+
+    def run(self) -> dict[str, Any] | None:
+        """The run whose checkpoints are here, or None if there are none."""
+        if not self.checkpoints():
+            return None
+        try:
+            run = read_json(self.path / "run.json")
+        except Damage:
+            return {}
+        return run if isinstance(run, dict) else {}
+
+    def claim(self, run: dict[str, Any]) -> Lock:
+        """Make the folder that of a run.
+
+        :raises ValueError: it is that of another one, or another process writes there
+        :raises OSError: it cannot be written to
+        """
+        present = self.run()
+        if present is not None and present.get("id") != run["id"]:
+            raise ValueError(
+                f"`folder` is {str(self.path)!r}, which holds checkpoints of another run, {describe(present)}; this is "
+                f"{describe(run)}. Choose another folder, or go on with that run: "
+                f"{present.get('algorithm')}.resume({str(self.path)!r}, env).learn(callback=...)."
+            )
+        self.segments.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.path)
+        write_json(self.path / "run.json", run)
+        return lock
+
+    def write(self, checkpoint: Checkpoint, keep: int) -> pathlib.Path:
+        """Write a checkpoint whose segments are written already, then remove all but the newest ``keep``.
+
+        :raises OSError: it cannot be written; the older ones are as they were
+        """
+        if not self.segments.is_dir():
+            raise FileNotFoundError(2, "the folder was removed during the training, and nothing was saved", str(self.path))
+        name = f"{PREFIX}{checkpoint.n_steps:012d}"
+        unfinished = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            unfinished.mkdir()
+            size, checksum = write_arrays(unfinished / "arrays.safetensors", checkpoint.arrays)
+            files = {"arrays.safetensors": {"bytes": size, "sha256": checksum}}
+            size, checksum = write_json(unfinished / "state.json", checkpoint.state)
+            files["state.json"] = {"bytes": size, "sha256": checksum}
+            content = {
+                "format": FORMAT,
+                "sb3_softac": version("sb3-softac"),
+                "run": checkpoint.run,
+                "n_steps": checkpoint.n_steps,
+                "files": files,
+                "segments": as_json(checkpoint.segments),
+            }
+            write_json(unfinished / "manifest.json", {"content": content, "sha256": _summary(content)})
+            target = self.path / name
+            if target.exists():  # a damaged one, or the same again
+                target.rename(self.path / f".{name}.{uuid.uuid4().hex}.old")
+            unfinished.rename(target)
+            write_through_folder(self.path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._clean(keep)
+        return target
+
+    def _clean(self, keep: int) -> None:
+        """Remove what no kept checkpoint needs."""
+        for old in self.checkpoints()[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+        for left in [*self.path.glob(f".{PREFIX}*.tmp"), *self.path.glob(f".{PREFIX}*.old")]:
+            shutil.rmtree(left, ignore_errors=True)
+        needed: set[str] = set()
+        for path in self.checkpoints():
+            try:
+                needed |= {segment.file for segment in self._manifest(path).segments}
+            except Damage:  # whatever it needed
+                continue
+        for left in self.segments.iterdir():
+            if left.name not in needed:
+                left.unlink(missing_ok=True)
+
+    def _manifest(self, path: pathlib.Path) -> Checkpoint:
+        """A checkpoint without its contents.
+
+        :raises Damage: it is damaged
+        """
+        outer = read_json(path / "manifest.json")
+        require(type(outer) is dict and type(outer.get("content")) is dict, "manifest.json is none")
+        content = outer["content"]
+        require(_summary(content) == outer.get("sha256"), "the checksum of manifest.json is not that of its contents")
+        if type(content.get("format")) is int and content["format"] > FORMAT:
+            raise DamagedFileError(
+                f"`folder` has the checkpoint {str(path)!r} of the format {content['format']}, which sb3-softac "
+                f"{content.get('sb3_softac')} has written; this is sb3-softac {version('sb3-softac')}, which reads formats up "
+                f"to {FORMAT}: update it."
+            )
+        require(content.get("format") == FORMAT, "manifest.json has no format")
+        require(type(content.get("run")) is dict and type(content.get("n_steps")) is int, "manifest.json has no run")
+        require(type(content.get("files")) is dict, "manifest.json has no files")
+        return Checkpoint(path, content["run"], content["n_steps"], content["files"], {}, from_json(content.get("segments")))
+
+    def read(self, path: pathlib.Path) -> Checkpoint:
+        """A checkpoint with everything in it but the segments, whose checksums are compared.
+
+        :raises Damage: it is damaged
+        """
+        require(path.is_dir() and not path.is_symlink(), "it is no folder")
+        checkpoint = self._manifest(path)
+        files = checkpoint.state
+        for name in ("arrays.safetensors", "state.json"):
+            entry = files.get(name)
+            require(type(entry) is dict and type(entry.get("bytes")) is int, f"manifest.json has no {name}")
+        checkpoint.arrays = read_arrays(path / "arrays.safetensors", **_entry(files["arrays.safetensors"]))
+        checkpoint.state = read_json(path / "state.json", **_entry(files["state.json"]))
+        require(type(checkpoint.state) is dict, "state.json is none")
+        for segment in checkpoint.segments:
+            read_arrays(self.segments / segment.file, segment.bytes, segment.sha256)
+        return checkpoint
+
+    def whole(self) -> Iterator[Checkpoint]:
+        """The checkpoints that are whole, the newest first; the others are named in a warning each.
+
+        :raises ValueError: there is none
+        :raises DamagedFileError: there are some, but none is whole
+        """
+        paths, damages = self.checkpoints(), []
+        if not paths:
+            raise ValueError(
+                f"`folder` is {str(self.path)!r}, but it must hold a checkpoint, which ExactCheckpointCallback writes: "
+                f"{'it holds none' if self.path.is_dir() else 'there is no such folder'}."
+            )
+        for path in paths:
+            try:
+                checkpoint = self.read(path)
+            except Damage as damage:
+                damages.append(f"{path.name} is damaged: {damage}")
+                warnings.warn(f"{damages[-1]}. The one before it is tried.", stacklevel=4)
+                continue
+            yield checkpoint
+        if len(damages) == len(paths):
+            raise DamagedFileError(f"`folder` is {str(self.path)!r}, but no checkpoint in it is whole: {'; '.join(damages)}.")
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"size": entry["bytes"], "checksum": entry.get("sha256", "")}

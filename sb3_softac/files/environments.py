@@ -1,0 +1,227 @@
+"""What environments are in the middle of: taken out of them, and put into new ones.
+
+Of each environment in each layer: its attributes, where all of them are plain values or objects of such, as in classic
+control; the whole of MuJoCo's state; or what the environment says itself, by two methods, ``get_state()``, which returns plain
+values and arrays, and ``set_state(state)``. Environments in other processes are asked there.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+
+from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError, kind_of
+from sb3_softac.files.rebuilding import require
+
+#: attributes that are no state: what other entries hold, how windows are drawn, what was passed to constructors
+NO_STATE = (
+    *("env", "envs", "venv", "metadata", "spec", "class_attributes", "reset_infos", "buf_infos", "actions"),
+    *("remotes", "work_remotes", "processes", "waiting", "closed", "results_writer", "render_mode"),
+    *("screen", "clock", "surf", "viewer", "window", "isopen", "font", "mujoco_renderer", "renderer", "_saved_kwargs"),
+    *("sb3_softac_state", "_cached_spec"),
+)
+#: parts of MuJoCo's model that no environment changes, and that may be large
+LARGE = ("tex_", "mesh_", "skin_", "hfield_", "flex_", "name", "text", "path", "bvh_", "oct_")
+#: parts of MuJoCo's data that are as long as there are contacts or constraints; each step computes them
+PER_CONTACT = (
+    "efc_",
+    "iefc_",
+    "contact",
+    "island",
+    "dof_island",
+    "map_",
+    "tree_",
+    "ifrc",
+    "iM_",
+    "iacc",
+    "bvh_",
+    "moment_",
+    "flexedge",
+)
+
+
+def layers_of(env: Any) -> Iterator[Any]:
+    """An environment, from its outermost wrapper to itself."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _numbers_in(value: Any, skip: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays among the attributes of a MuJoCo object."""
+    found = {}
+    for name in dir(value):
+        if not name.startswith(("_", *skip)):
+            part = getattr(value, name, None)
+            if isinstance(part, np.ndarray) and part.dtype.kind in "biuf" and part.size:
+                found[name] = part
+    return found
+
+
+def _own_state(layer: Any) -> bool:
+    """Whether an environment says by itself what it is in the middle of."""
+    return all(callable(getattr(type(layer), name, None)) for name in ("get_state", "set_state"))
+
+
+def _encoder(arrays: Arrays) -> Encoder:
+    encoder = Encoder(arrays, "env", NO_STATE, leave_out_code=True)
+    encoder.others["EnvSpec"] = lambda _: {"!": "left"}
+    encoder.others["MjModel"] = lambda model: {"!": "mujoco", "is": encoder(_numbers_in(model, LARGE))}
+    encoder.others["MjData"] = lambda data: {"!": "mujoco", "is": encoder(_numbers_in(data, PER_CONTACT)), "time": data.time}
+    return encoder
+
+
+def _fill_mujoco(decoder: Decoder, form: Form, present: Any) -> Any:
+    require(present is not None, "there is no MuJoCo where it was")
+    there = _numbers_in(present, ())
+    values = decoder(form["is"], there)  # writes into MuJoCo's own memory
+    require(all(value is there.get(name) for name, value in values.items()), "MuJoCo's model is another one")
+    if "time" in form:
+        present.time = decoder(form["time"])
+    return present
+
+
+def _decoder(arrays: Arrays) -> Decoder:
+    decoder = Decoder(arrays)
+    decoder.others["left"] = lambda _, present: present
+    decoder.others["mujoco"] = functools.partial(_fill_mujoco, decoder)
+    return decoder
+
+
+def _name_of(layer: Any) -> str:
+    spec = getattr(layer, "spec", None)
+    return spec.id if isinstance(spec, EnvSpec) else type(layer).__name__
+
+
+def get_state(env: Any) -> tuple[list[Form], Arrays]:
+    """The state of one environment, outermost wrapper first.
+
+    :raises UnsavableError: it has something that cannot be written down
+    """
+    arrays: Arrays = {}
+    encoder, states = _encoder(arrays), []
+    for layer in layers_of(env):
+        if _own_state(layer) and not hasattr(layer, "mujoco_renderer"):  # MuJoCo's `set_state` is another one
+            states.append(encoder(layer.get_state(), "get_state()"))
+            break
+        states.append({"class": type(layer).__name__, "is": encoder.attributes(vars(layer), "")})
+    return states, arrays
+
+
+def set_state(env: Any, states: list[Form], arrays: Arrays) -> None:
+    """Put a state into an environment that is built alike, and was reset.
+
+    :raises Damage: it is built differently
+    """
+    decoder = _decoder(arrays)
+    for state, layer in zip(states, layers_of(env), strict=False):
+        if _own_state(layer) and not hasattr(layer, "mujoco_renderer"):
+            layer.set_state(decoder(state))
+            break
+        require(state.get("class") == type(layer).__name__, f"{state.get('class')} is now {type(layer).__name__}")
+        decoder.fill(layer, state["is"])
+
+
+def exchange(env: Any, given: tuple[list[Form], Arrays] | None = None) -> Any:
+    """Give the state of an environment, or what stands in the way, in words; or take one."""
+    try:
+        return get_state(env) if given is None else set_state(env, *given)
+    except UnsavableError as error:
+        return f"{_name_of(env)} has {error.what} in `{error.path}`"
+    except Exception as error:  # in another process it would end that one
+        return f"{_name_of(env)}: {type(error).__name__}: {error}"
+
+
+class _Reaching(type):
+    """An environment in another process is only asked for attributes by name, and whether it is wrapped in a class."""
+
+    def __instancecheck__(cls, env: Any) -> bool:
+        vars(env)["sb3_softac_state"] = functools.partial(exchange, env)
+        return True
+
+
+class Reachable(metaclass=_Reaching):
+    """Whoever asks whether an environment is wrapped in this gives it an attribute to exchange its state by."""
+
+
+def vec_layers(env: VecEnv | None) -> Iterator[Any]:
+    """A vector of environments, from its outermost wrapper to itself."""
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
+    if env is not None:
+        yield env
+
+
+def _ask(env: Any, given: list[Any] | None = None) -> list[Any]:
+    """What :func:`exchange` answers for each environment of a vector."""
+    if isinstance(env, DummyVecEnv):
+        return [exchange(each, None if given is None else given[i]) for i, each in enumerate(env.envs)]
+    if not isinstance(env, SubprocVecEnv):
+        return [f"its environments are in {kind_of(env)}"] * env.num_envs
+    anything: Any = Reachable
+    if not all(env.env_is_wrapped(anything)):
+        return ["it is in another process without any wrapper: in a Monitor it could be asked"] * env.num_envs
+    if given is None:
+        return env.env_method("sb3_softac_state")
+    return [env.env_method("sb3_softac_state", state, indices=i)[0] for i, state in enumerate(given)]
+
+
+def capture(env: VecEnv) -> tuple[Form, Arrays]:
+    """What a vector of environments is in the middle of.
+
+    :return: a form with ``"obstacle"``, a sentence, where an environment cannot say it; then nothing else of it is there
+    """
+    arrays: Arrays = {}
+    *above, vector = vec_layers(env)
+    encoder = _encoder(arrays)
+    try:
+        layers = [{"class": type(layer).__name__, "is": encoder.attributes(vars(layer), "")} for layer in above]
+    except UnsavableError as error:
+        return {"obstacle": f"{type(above[-1]).__name__} has {error.what} in `{error.path}`"}, {}
+    try:
+        of_vector = encoder.attributes(vars(vector), "")
+    except UnsavableError as error:
+        return {"layers": layers, "obstacle": f"{type(vector).__name__} has {error.what} in `{error.path}`"}, arrays
+    states = _ask(vector)
+    obstacle = next((state for state in states if isinstance(state, str)), None)
+    if obstacle is not None:
+        return {"layers": layers, "obstacle": obstacle}, arrays
+    each = []
+    for index, (forms, own) in enumerate(states):
+        arrays |= {f"{index}.{name}": value for name, value in own.items()}
+        each.append(forms)
+    return {"layers": layers, "vector": of_vector, "environments": each}, arrays
+
+
+def restore(env: VecEnv, form: Form, arrays: Arrays) -> str | None:
+    """Put back what :func:`capture` has taken.
+
+    :param env: environments that are built alike, and were reset
+    :return: why they begin new episodes, or None
+    :raises Damage: they are built differently
+    """
+    *above, vector = vec_layers(env)
+    decoder = _decoder(arrays)
+    require(len(form.get("layers", ())) == len(above), "the environment has other wrappers")
+    for layer, state in zip(above, form["layers"], strict=True):
+        require(state["class"] == type(layer).__name__, f"the environment is in {type(layer).__name__} now")
+        decoder.fill(layer, state["is"])
+    if "obstacle" in form:
+        return str(form["obstacle"])
+    decoder.fill(vector, form["vector"])
+    each = form["environments"]
+    require(len(each) == env.num_envs, f"there were {len(each)} environments")
+    given = [
+        (states, {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{index}.")})
+        for index, states in enumerate(each)
+    ]
+    for problem in _ask(vector, given):
+        require(problem is None, problem)
+    return None

@@ -1,0 +1,329 @@
+"""The whole state of a training, between two rollouts: out of a model, and into one of a new process.
+
+Most of it is put in place when the model is made. What ``learn`` itself sets up again (environments, action noise, callbacks)
+and what anything in between might use (random generators) follows where the first rollout begins, as it was taken there.
+"""
+
+import pathlib
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_softac.collect import StoredUpTo
+from sb3_softac.errors import DamagedFileError, UntrustedFileError
+from sb3_softac.files import environments, segments
+from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
+from sb3_softac.files.checkpoint import Checkpoint, Folder
+from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError
+from sb3_softac.files.reading import built_from, check_optimizers
+from sb3_softac.files.rebuilding import require
+from sb3_softac.files.segments import BufferLog
+from sb3_softac.files.unpickling import Damage, Refusal
+from sb3_softac.runtime import Resumption, Runtime, SetUp
+
+#: attributes of a model that others are made of, or that the environment has
+NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "replay_buffer", "action_noise", "n_envs"))
+#: attributes of callbacks that the model gives them
+OF_CALLBACKS = ("model", "locals", "globals", "parent", "training_env", "verbose", "logger", "eval_env")
+
+
+# --- out of a model ----------------------------------------------------------------------------------------------------
+
+
+def attributes_of(model: Any, arrays: Arrays) -> dict[str, Form]:
+    """The attributes of a model.
+
+    :raises ValueError: one of them has no form
+    """
+    left_out = {*model._excluded_save_params(), *NOT_SAVED}
+    forms = {}
+    for name, value in vars(model).items():
+        if name not in left_out:
+            try:
+                forms[name] = Encoder(arrays, "attribute")(value, name)
+            except UnsavableError as error:
+                raise ValueError(
+                    f"`{error.path or name}` is {error.what}, but a checkpoint holds numbers, texts, arrays, and classes "
+                    f"and functions with a name at the top of a module{error.advice}."
+                ) from None
+    return forms
+
+
+def callbacks_below(root: BaseCallback | None) -> Iterator[BaseCallback]:
+    """A callback and all callbacks that it calls, in order."""
+    if root is None:
+        return
+    yield root
+    for value in vars(root).values():
+        for part in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(part, BaseCallback) and part is not getattr(root, "parent", None):
+                yield from callbacks_below(part)
+
+
+def _keys(root: BaseCallback | None) -> Iterator[tuple[str, BaseCallback]]:
+    """Callbacks by their class, and by their place among those of the same one."""
+    counts: dict[str, int] = {}
+    for callback in callbacks_below(root):
+        name = type(callback).__name__
+        counts[name] = counts.get(name, 0) + 1
+        yield f"{name}.{counts[name]}", callback
+
+
+def _settings_of(callback: BaseCallback) -> set[str]:
+    """What its constructors take: the new one has its own."""
+    names: set[str] = set()
+    for cls in type(callback).__mro__:
+        code = getattr(vars(cls).get("__init__"), "__code__", None)
+        names |= set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) if code else set()
+    return names
+
+
+def _state_of_callbacks(root: BaseCallback | None, arrays: Arrays) -> dict[str, Form]:
+    forms = {}
+    for key, callback in _keys(root):
+        skip = {*OF_CALLBACKS, *_settings_of(callback)}
+        form: dict[str, Form] = {}
+        for name, value in vars(callback).items():
+            if name in skip or isinstance(value, BaseCallback):
+                continue
+            try:
+                form[name] = Encoder(arrays, "callback")(value, name)
+            except UnsavableError:
+                continue  # a progress bar, an open file
+        env = getattr(callback, "eval_env", None)
+        if isinstance(env, VecEnv):
+            form["eval_env"] = _captured(env, arrays, f"{key}/")
+        forms[key] = form
+    return forms
+
+
+def _captured(env: VecEnv, arrays: Arrays, prefix: str) -> Form:
+    form, own = environments.capture(env)
+    arrays.update({f"{prefix}{name}": value for name, value in own.items()})
+    return form
+
+
+def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> Arrays:
+    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _generators(model: Any) -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  # the one that SB3 draws from
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if model.device.type == "cuda" else [],
+    }
+
+
+def take(model: Any, folder: pathlib.Path, log: BufferLog, run: dict[str, Any]) -> Checkpoint:
+    """Everything that a training is at, between two rollouts; the replay buffer is written.
+
+    :param model: the model
+    :param folder: of the checkpoints
+    :param log: what of the replay buffer is on the disk
+    :param run: which training it is
+    """
+    model._read_metrics()
+    model._follow_options()
+    runtime, arrays = model._runtime, Arrays()
+    state: dict[str, Form] = {"attributes": attributes_of(model, arrays)}
+    state["parameters"] = Encoder(arrays, "parameter")(model.get_parameters())
+    state["engine"] = runtime.engine.n_steps
+    if model.action_noise is not None:
+        state["action_noise"] = Encoder(arrays, "noise")(model.action_noise, "action_noise")
+    state["environment"] = _captured(model.env, arrays, "env/")
+    state["wrappers"] = [type(layer).__name__ for layer in environments.vec_layers(model.env)]
+    state["callbacks"] = _state_of_callbacks(runtime.callback, arrays)
+    logger = model.logger
+    state["logger"] = Encoder(arrays, "logger")(
+        {name: dict(getattr(logger, name)) for name in ("name_to_value", "name_to_count", "name_to_excluded")}
+    )
+    state["spaces"] = Encoder(arrays, "space").attributes(vars(model.action_space), "action_space")
+    state["replay_buffer"] = segments.state_of(model.replay_buffer, arrays)
+    state["generators"] = Encoder(arrays, "generator")(_generators(model))
+    written = log.write(model.replay_buffer, model.num_timesteps)
+    return Checkpoint(folder, run, model.num_timesteps, state, arrays, written)
+
+
+# --- into a model ------------------------------------------------------------------------------------------------------
+
+
+def _decoded(checkpoint: Checkpoint, replaced: dict[str, Any]) -> dict[str, Any]:
+    forms = checkpoint.state["attributes"]
+    require(type(forms) is dict, "there are no attributes")
+    values = {}
+    for name, form in forms.items():
+        require(type(name) is str and name.isidentifier() and not name.startswith("__"), f"an attribute is called {name!r}")
+        if name in replaced:
+            values[name] = replaced[name]
+            continue
+        try:
+            values[name] = Decoder(checkpoint.arrays, Allowed(functions=name in FUNCTION_FIELDS), replaced)(form)
+        except Refusal as refusal:
+            raise UntrustedFileError(
+                f"`folder` has the checkpoint {checkpoint.path.name!r}, whose attribute `{name}` asks for {refusal}. That is "
+                f"not on the list of what files may use, so nothing of it has run. If it is yours, import its module before, "
+                f"or pass `custom_objects={{{name!r}: ...}}`."
+            ) from None
+    return values
+
+
+def _check_run(cls: type[Any], checkpoint: Checkpoint, env: Any) -> None:
+    """:raises ValueError: it is a run of another algorithm, or for other environments"""
+    run, path = checkpoint.run, str(checkpoint.path)
+    if run.get("algorithm") != cls.__name__:
+        raise ValueError(
+            f"`folder` has the checkpoint {path!r} of {run.get('algorithm')}, but this is {cls.__name__}: "
+            f"{run.get('algorithm')}.resume goes on with it."
+        )
+    for name, what in (("observation_space", "observation space"), ("action_space", "action space"), ("n_envs", "number")):
+        theirs, ours = run.get(name), environment_of(env)[name]
+        if theirs != ours:
+            raise ValueError(
+                f"`env` has {ours} as {what} of environments, but the checkpoint {path!r} is of {theirs}: build it as it was."
+                if name == "n_envs"
+                else f"`env` has the {what} {ours}, but the checkpoint {path!r} is of {theirs}: build it as it was."
+            )
+
+
+def environment_of(env: VecEnv) -> dict[str, Any]:
+    """What must be alike where a training goes on."""
+    inner = getattr(env.unwrapped, "envs", [None])[0]
+    spec = getattr(inner, "spec", None)
+    name = spec.id if spec is not None else "environments" if inner is None else type(inner.unwrapped).__name__
+    spaces = {"observation_space": str(env.observation_space), "action_space": str(env.action_space)}
+    return {"environment": name, **spaces, "n_envs": env.num_envs}
+
+
+def resume(
+    cls: type[Any],
+    folder: str | pathlib.Path,
+    env: Any,
+    device: th.device | str,
+    custom_objects: dict[str, Any] | None,
+    expected: dict[str, Any],
+) -> Any:
+    """See ``SavedAlgorithm.resume``."""
+    unknown = sorted(set(expected) - set(cls._option_names()))
+    if unknown:
+        raise ValueError(f"`{unknown[0]}` is no option of {cls.__name__}: a run goes on with the options that it had.")
+    place = Folder(folder)
+    wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
+    for checkpoint in place.whole():
+        _check_run(cls, checkpoint, wrapped)
+        try:
+            with built_from(str(checkpoint.path)):
+                return _build(cls, place, checkpoint, wrapped, device, custom_objects or {}, expected)
+        except DamagedFileError as damage:
+            warnings.warn(f"{checkpoint.path.name} is damaged: {damage} The one before it is tried.", stacklevel=3)
+    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole.")
+
+
+def _build(
+    cls: type[Any],
+    place: Folder,
+    checkpoint: Checkpoint,
+    env: VecEnv,
+    device: th.device | str,
+    replaced: dict[str, Any],
+    expected: dict[str, Any],
+) -> Any:
+    state, arrays = checkpoint.state, checkpoint.arrays
+    wrappers = [type(layer).__name__ for layer in environments.vec_layers(env)]
+    if state["wrappers"] != wrappers:
+        raise ValueError(
+            f"`env` is made of {' in '.join(reversed(wrappers))}, but the run had {' in '.join(reversed(state['wrappers']))}: "
+            "build it as it was."
+        )
+    attributes = _decoded(checkpoint, replaced)
+    model = cls(policy=attributes["policy_class"], env=env, device=device, _init_setup_model=False)
+    model.__dict__.update(attributes)
+    for name, value in expected.items():
+        _compare(model, name, value)
+    model._runtime = Runtime(SetUp(seeds=False, weights_follow=True))
+    if "action_noise" in state:
+        model.action_noise = Decoder(arrays, Allowed(), replaced)(state["action_noise"])
+    model._setup_model()
+    model.set_parameters(Decoder(arrays)(state["parameters"]), exact_match=True, device=device)
+    check_optimizers(model)
+    runtime, log = model._runtime, BufferLog(place.segments)
+    log.n_steps = model.num_timesteps
+    segments.restore(place.segments, checkpoint.segments, model.replay_buffer, state["replay_buffer"], arrays, log)
+    require(type(state["engine"]) is int, "the number of gradient steps is none")
+    runtime.engine.n_steps = state["engine"]
+    runtime.run, runtime.buffer_log = checkpoint.run, log
+    runtime.stored = StoredUpTo(model.replay_buffer, model._last_obs)
+    runtime.resumption = Resumption(checkpoint, model._total_timesteps)
+    obstacle = state["environment"].get("obstacle")
+    if obstacle is not None:
+        model._last_obs = None  # `learn` resets
+        _restore_environment(model, checkpoint)
+        warnings.warn(
+            f"The environments cannot be put where they were ({obstacle}): new episodes begin, and the rest goes on exactly. "
+            "An environment with `get_state()` and `set_state(state)` can.",
+            stacklevel=5,
+        )
+    return model
+
+
+def _compare(model: Any, name: str, value: Any) -> None:
+    saved = getattr(model, name)
+    if name == "policy_kwargs":
+        saved = {key: saved.get(key) for key in value} if isinstance(value, dict) else saved
+    if repr(saved) != repr(value):
+        raise ValueError(
+            f"`{name}` is {value!r}, but the run has {getattr(model, name)!r}: `resume` goes on with what the run has; a new "
+            "model with the other value can `warm_start` from it."
+        )
+
+
+def _restore_environment(model: Any, checkpoint: Checkpoint) -> None:
+    environments.restore(model.env, checkpoint.state["environment"], _with_prefix(checkpoint.arrays, "env/"))
+
+
+def finish(model: Any, checkpoint: Checkpoint) -> None:
+    """Put in place what `learn` has set up anew, where the first rollout begins.
+
+    :raises ValueError: environments that are built differently
+    """
+    model._runtime.resumption = None
+    state, arrays = checkpoint.state, checkpoint.arrays
+    try:
+        if "obstacle" not in state["environment"]:
+            model.env.reset()
+            _restore_environment(model, checkpoint)
+        if model.action_noise is not None:
+            Decoder(arrays, Allowed())(state["action_noise"], model.action_noise)
+        _restore_callbacks(model._runtime.callback, state["callbacks"], arrays)
+        for name, form in state["logger"].items():
+            getattr(model.logger, name).update(Decoder(arrays)(form))
+        Decoder(arrays).fill(model.action_space, state["spaces"])
+        _restore_generators(Decoder(arrays)(state["generators"]), model)
+    except (Damage, Refusal) as problem:
+        raise ValueError(f"The run in {str(checkpoint.path)!r} cannot go on here: {problem}.") from problem
+
+
+def _restore_callbacks(root: BaseCallback | None, forms: Mapping[str, Form], arrays: Arrays) -> None:
+    for key, callback in _keys(root):
+        form = dict(forms.get(key, {}))
+        env, there = form.pop("eval_env", None), getattr(callback, "eval_env", None)
+        Decoder(arrays, Allowed()).fill(callback, form)
+        if env is not None and isinstance(there, VecEnv):
+            there.reset()
+            environments.restore(there, env, _with_prefix(arrays, f"{key}/"))
+
+
+def _restore_generators(states: Mapping[str, Any], model: Any) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002  # as above
+    th.set_rng_state(states["torch"])
+    if model.device.type == "cuda" and len(states["cuda"]) == th.cuda.device_count():
+        th.cuda.set_rng_state_all(states["cuda"])
