@@ -86,7 +86,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_due = False
         checkpoint = resuming.take(model, self.folder, runtime.buffer_log, runtime.run)
         path = place.write(checkpoint, self.keep)
-        self._newest = model.num_timesteps
+        self._newest, runtime.newest_checkpoint = model.num_timesteps, path
         if self.verbose >= 1:
             print(f"Checkpoint: {path}")
         return path
