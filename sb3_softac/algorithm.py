@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
+from sb3_softac.arguments.policy import DEFAULT_HEAD
 from sb3_softac.collect import check_statistics
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags
 from sb3_softac.errors import TrainingDivergedError
@@ -27,6 +28,8 @@ from sb3_softac.temperature_options import TemperedAlgorithm
 from sb3_softac.update import LearnedTemperature, Update
 
 LearningRate = float | str | Schedule
+#: share of a categorical critic's targets outside of its range from which on a warning says so
+MOST_CLIPPED = 0.05
 SelfSoftAlgorithm = TypeVar("SelfSoftAlgorithm", bound="SoftAlgorithm")
 
 
@@ -247,9 +250,22 @@ class SoftAlgorithm(TemperedAlgorithm):
             )
         for name, mean in means.items():
             self.logger.record(f"train/{name}", mean)
+        self._warn_of_clipped_targets(means.get("target_clipped", 0.0))
         if isinstance(self.temperature, LearnedTemperature):
             self.logger.record("train/target_entropy", self.temperature.target_entropy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _warn_of_clipped_targets(self, share: float) -> None:
+        """A categorical critic cannot learn a return that it does not know."""
+        if share <= MOST_CLIPPED or "target_clipped" in self._runtime.warned:
+            return
+        self._runtime.warned.add("target_clipped")
+        bounds = self.policy_kwargs.get("value_range", DEFAULT_HEAD["value_range"])
+        warnings.warn(
+            f"{share:.0%} of the targets lie outside of `value_range`={bounds} and are clamped to it: a larger "
+            "`policy_kwargs['value_range']`, or a smaller `reward_scale`, lets the critics see them.",
+            stacklevel=5,
+        )
 
     def dump_logs(self) -> None:
         """As in SB3."""

@@ -155,6 +155,18 @@ REDQ = _preset(
     policy_kwargs={"net_arch": [256, 256], "n_critics": 10},
 )
 
+#: sb3-contrib's TQC (2005.04269): quantile critics without their largest quantiles
+TQC = _preset(
+    _COMMON,
+    learning_starts=100,
+    actor_q="mean",
+    top_quantiles_to_drop_per_net=2,
+    ent_coef="auto",
+    ent_coef_update="log",
+    target_entropy="auto",
+    policy_kwargs={"net_arch": [256, 256], "critic_head": "quantile", "n_quantiles": 25},
+)
+
 #: 2110.02034: two critics with dropout and layer normalisation, 20 updates per step
 DROQ = _preset(
     REDQ,
@@ -216,6 +228,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sigaud": SIGAUD,
         "redq": REDQ,
         "droq": DROQ,
+        "tqc": TQC,
     }
 )
 

@@ -70,10 +70,12 @@ class SoftAC(SoftAlgorithm):
     :param _init_setup_model: build networks and buffer now
     :param value_network: learn V(s) and bootstrap from a target V instead of target critics (1801.01290)
     :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
-        over the target critics
-    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``
+        over the target critics; None is ``"min"``, with quantile critics ``"mean"``
+    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``; quantiles are pooled instead
     :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982);
         ``"first"`` is then the first that was drawn
+    :param top_quantiles_to_drop_per_net: with quantile critics: how many of the largest quantiles targets leave out, for
+        each critic (TQC, 2005.04269)
     :param ent_coef_update: how a learned α moves: ``"dual"`` is projected dual ascent on α itself, ``"log"`` SB3's Adam on
         log α, ``"exp"`` softlearning's
     :param ent_coef_max: upper bound of a learned α
@@ -140,9 +142,10 @@ class SoftAC(SoftAlgorithm):
         _init_setup_model: bool = True,
         *,
         value_network: bool = False,
-        actor_q: ActorQ = "min",
+        actor_q: ActorQ | None = None,
         target_q: CriticReduction = "min",
         target_subset: int | None = None,
+        top_quantiles_to_drop_per_net: int = 2,
         ent_coef_update: TemperatureUpdate = "dual",
         ent_coef_max: float | None = None,
         target_entropy_scale: float = DEFAULT_TARGET_ENTROPY_SCALE,
@@ -162,9 +165,10 @@ class SoftAC(SoftAlgorithm):
         self.target_update_interval = target_update_interval
         self.target_entropy = target_entropy
         self.value_network = value_network
-        self.actor_q: ActorQ = actor_q
+        self.actor_q: ActorQ | None = actor_q
         self.target_q: CriticReduction = target_q
         self.target_subset = target_subset
+        self.top_quantiles_to_drop_per_net = top_quantiles_to_drop_per_net
         self.ent_coef_update: TemperatureUpdate = ent_coef_update
         self.ent_coef_max = ent_coef_max
         self.target_entropy_scale = target_entropy_scale
@@ -236,9 +240,10 @@ class SoftAC(SoftAlgorithm):
     def _make_update(self) -> Update:
         settings = ActorCriticSettings(
             clip_gradients=self.max_grad_norm is not None,
-            actor_q=self.actor_q,
+            actor_q=self.actor_q or "min",
             target_q=self.target_q,
             target_subset=self.target_subset,
+            n_dropped=self.top_quantiles_to_drop_per_net,
         )
         return self.update_class(self.policy, self.temperature, settings)
 

@@ -32,7 +32,9 @@ OF_RL_ZOO = (
 )
 
 #: Those that take names, as do arguments of an algorithm whose default is a string.
-TAKE_NAMES = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
+TAKE_NAMES = (
+    *("actor_q", "callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper"),
+)
 
 #: Arguments of the algorithms that RL Zoo passes from its own command line.
 OF_COMMAND_LINE = {name: f"--{name.replace('_', '-')}" for name in ("device", "env", "seed", "tensorboard_log", "verbose")}

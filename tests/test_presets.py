@@ -103,9 +103,20 @@ LISTED: dict[str, dict[str, Any]] = {
     "sigaud": {"actor_q": "target_min", "learning_rate": 3e-4, "target_entropy": -2.0, "actor_learning_rate": None},
     "redq": {"target_subset": 2, "actor_q": "mean", "gradient_steps": 20, "learning_starts": 5000, "policy_delay": 20},
     "droq": {"target_subset": None, "actor_q": "mean", "gradient_steps": 20, "learning_starts": 5000, "policy_delay": 20},
+    "tqc": {
+        "actor_q": "mean",
+        "target_q": "min",
+        "top_quantiles_to_drop_per_net": 2,
+        "ent_coef_update": "log",
+        "learning_rate": 3e-4,
+        "batch_size": 256,
+        "learning_starts": 100,
+        "gradient_steps": 1,
+    },
 }
 HIDDEN = {"spinningup_v1": [400, 300], "sigaud": [256]}
 N_CRITICS = {"redq": 10}
+N_OUTPUTS = {"tqc": 25}
 TRAIN_FREQ = {"spinningup_v1": (1, "episode"), "spinningup": (50, "step"), "slc": (100, "step"), "slc_code": (100, "step")}
 
 
@@ -128,7 +139,7 @@ class TestListedValues:
         shapes = [tuple(p.shape) for n, p in model.critic.named_parameters() if n.endswith("weight") and p.ndim == 3]
         n_critics = N_CRITICS.get(name, 2)
         assert [shape[0] for shape in shapes] == [n_critics] * len(shapes)
-        assert [shape[2] for shape in shapes if shape[1] != 1] == [*hidden, 1]
+        assert [shape[2] for shape in shapes if shape[1] != 1] == [*hidden, N_OUTPUTS.get(name, 1)]
         assert preset["buffer_size"] == 1_000_000
         assert preset["gamma"] == 0.99
 
@@ -136,7 +147,7 @@ class TestListedValues:
         kinds = {
             FixedTemperature: {"haarnoja2018", "haarnoja2018_hard", "spinningup_v1", "spinningup"},
             DualTemperature: {"slc"},
-            LogTemperature: {"sb3", "redq", "droq"},
+            LogTemperature: {"sb3", "redq", "droq", "tqc"},
             ExpTemperature: {"haarnoja2019", "slc_code", "softlearning", "sigaud"},
         }
         assert {kind: {name for name in LISTED if type(make(name).temperature) is kind} for kind in kinds} == kinds

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
+DEFAULT_HEAD: dict[str, Any] = {"n_quantiles": 25, "n_atoms": 101, "value_range": (-5.0, 5.0)}
 
 
 def _check_units(name: str, units: Any) -> list[int]:
@@ -81,6 +82,24 @@ def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ..
     if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
         allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
         refuse("critic_head", head, allowed)
+    _check_head(head, arguments)
+
+
+def _check_head(head: Any, arguments: Mapping[str, Any]) -> None:
+    """The sizes of a distribution, which only heads of ours have."""
+    belongs = {"n_quantiles": "quantile", "n_atoms": "categorical", "value_range": "categorical"}
+    for name, owner in belongs.items():
+        value = tuple(arguments[name]) if isinstance(arguments[name], list) else arguments[name]
+        if head != owner and value != DEFAULT_HEAD[name]:
+            refuse(name, value, f"{DEFAULT_HEAD[name]!r} with `critic_head`={head!r}, which would ignore it")
+    check_count("n_quantiles", arguments["n_quantiles"], 1)
+    check_count("n_atoms", arguments["n_atoms"], 2)
+    bounds = arguments["value_range"]
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        refuse("value_range", bounds, "a pair (low, high)")
+    low, high = (check_real("value_range", bound) for bound in bounds)
+    if not low < high:
+        refuse("value_range", bounds, "a pair (low, high) with low below high")
 
 
 def check_network_arguments(

@@ -7,6 +7,10 @@ from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
+from sb3_softac.arguments.policy import DEFAULT_HEAD
+
+#: as in sb3-contrib's TQC
+DEFAULT_DROPPED = 2
 
 
 def check_architecture(
@@ -41,6 +45,28 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
             refuse(name, arguments[name], f"{unused} with `use_sde=False`, which would ignore it")
 
 
+def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """How several critics, or the quantiles of each, become one value; in normal form."""
+    policy_kwargs = arguments["policy_kwargs"] or {}
+    head = policy_kwargs.get("critic_head", "scalar")
+    n_dropped = check_count("top_quantiles_to_drop_per_net", arguments["top_quantiles_to_drop_per_net"], 0)
+    if head == "quantile":
+        n_quantiles = policy_kwargs.get("n_quantiles", DEFAULT_HEAD["n_quantiles"])
+        if isinstance(n_quantiles, int) and 0 < n_quantiles <= n_dropped:
+            refuse(
+                "top_quantiles_to_drop_per_net", n_dropped, f"below `n_quantiles`={n_quantiles}, or no target would be left"
+            )
+        if arguments["target_q"] != "min" and not arguments["value_network"]:
+            refuse("target_q", arguments["target_q"], "'min' with quantile critics, whose targets pool the quantiles of all")
+    elif n_dropped != DEFAULT_DROPPED:
+        refuse("top_quantiles_to_drop_per_net", n_dropped, f"{DEFAULT_DROPPED} with `critic_head`={head!r}, which has none")
+    actor_q = arguments["actor_q"]
+    if actor_q is None:
+        actor_q = "mean" if head == "quantile" else "min"
+    check_choice("actor_q", actor_q, ("min", "mean", "first", "target_min"))
+    return {"actor_q": actor_q, "top_quantiles_to_drop_per_net": n_dropped}
+
+
 def check_arguments(
     arguments: Mapping[str, Any],
     observation_space: spaces.Space[Any],
@@ -67,7 +93,7 @@ def check_arguments(
         check_flag(name, arguments[name])
     if arguments["soft_n_step"] and normal["n_steps"] == 1:
         refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
-    check_choice("actor_q", arguments["actor_q"], ("min", "mean", "first", "target_min"))
+    normal |= _check_reductions(arguments)
     if arguments["value_network"] and arguments["actor_q"] == "target_min":
         refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `value_network=True`, which has no target critics")
     if not arguments["value_network"] and arguments["value_learning_rate"] is not None:

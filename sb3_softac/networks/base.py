@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import ENCODERS, Encoder
-from sb3_softac.networks.heads import HEADS, CriticHead
+from sb3_softac.networks.heads import CriticHead, make_head
 
 Network = TypeVar("Network", StackedCritics, ValueNetwork)
 #: the methods that do no more than set ``training`` everywhere, in networks that are no targets
@@ -29,6 +29,7 @@ class SoftPolicy(BasePolicy):
     # What the constructor of a subclass sets before it builds the networks.
     encoder: str | type[Encoder] | dict[str, Any]
     critic_head: str | type[CriticHead]
+    head_kwargs: dict[str, Any]
     net_args: dict[str, Any]  # what all networks are made with
     critic_kwargs: dict[str, Any]
     init_kwargs: dict[str, Any]
@@ -90,9 +91,13 @@ class SoftPolicy(BasePolicy):
         return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:
-        head: type[CriticHead] = HEADS[self.critic_head] if isinstance(self.critic_head, str) else self.critic_head
         regularisation = {name: value for name, value in self.regularisation_kwargs.items() if value}
-        kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **regularisation), "head": head()}
+        kwargs = {
+            **self.critic_kwargs,
+            **self.init_kwargs,
+            "encoder": self._encoder("qf", **regularisation),
+            "head": make_head(self.critic_head, self.head_kwargs),
+        }
         return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
     def set_training_mode(self, mode: bool) -> None:

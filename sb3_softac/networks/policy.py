@@ -50,7 +50,11 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
     :param target_networks: target critics, or a target V; False for an algorithm that bootstraps without them
     :param encoder: hidden layers of all networks: ``"mlp"``, a subclass of ``Encoder``, or ``dict(pi=..., qf=...)`` for
         actor, and critics and value network
-    :param critic_head: what the numbers mean that a critic puts out: ``"scalar"``, or a subclass of ``CriticHead``
+    :param critic_head: what the numbers mean that a critic puts out: ``"scalar"``, ``"quantile"``, ``"categorical"``, or a
+        subclass of ``CriticHead``
+    :param n_quantiles: quantiles of each quantile critic
+    :param n_atoms: atoms of each categorical critic
+    :param value_range: the smallest and the largest return that a categorical critic knows
     :param log_std_mode: ``"state"`` for a log σ that depends on the state, ``"free"`` for one learned vector
     :param log_std_bounds: lowest and highest log σ
     :param log_std_bounding: how log σ is kept there: ``"clamp"`` or ``"tanh"``
@@ -90,6 +94,9 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         target_networks: bool = True,
         encoder: str | type[Encoder] | dict[str, Any] = "mlp",
         critic_head: str | type[CriticHead] = "scalar",
+        n_quantiles: int = 25,
+        n_atoms: int = 101,
+        value_range: tuple[float, float] = (-5.0, 5.0),
         log_std_mode: LogStdMode = "state",
         log_std_bounds: tuple[float, float] = DEFAULT_LOG_STD_BOUNDS,
         log_std_bounding: LogStdBounding = "clamp",
@@ -104,6 +111,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         self.value_network = value_network
         self.target_networks = target_networks
         self.encoder, self.critic_head = encoder, critic_head
+        self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
         self.use_sde = use_sde
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
         self.log_std_kwargs = {
@@ -201,6 +209,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             "target_networks": self.target_networks,
             "encoder": self.encoder,
             "critic_head": self.critic_head,
+            **self.head_kwargs,
         }
 
 

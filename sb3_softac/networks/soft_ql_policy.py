@@ -102,7 +102,11 @@ class SoftQLPolicy(SoftPolicy):
     :param sampler: ``"mlp"``, any distribution; ``"gaussian"``, one with a density; or a subclass of ``Sampler``
     :param target_networks: target critics
     :param encoder: hidden layers: ``"mlp"``, a subclass of ``Encoder``, or ``dict(pi=..., qf=...)``
-    :param critic_head: what the numbers mean that a critic puts out: ``"scalar"``, or a subclass of ``CriticHead``
+    :param critic_head: what the numbers mean that a critic puts out: ``"scalar"``, ``"quantile"``, ``"categorical"``, or a
+        subclass of ``CriticHead``
+    :param n_quantiles: quantiles of each quantile critic
+    :param n_atoms: atoms of each categorical critic
+    :param value_range: the smallest and the largest return that a categorical critic knows
     :param layer_norm: layer normalisation in the critics' hidden layers
     :param dropout_rate: dropout in the hidden layers of the critics and their targets
     :param weight_init: linear layers behind the features extractor: ``"default"`` (PyTorch's), ``"orthogonal"`` or
@@ -132,6 +136,9 @@ class SoftQLPolicy(SoftPolicy):
         target_networks: bool = True,
         encoder: str | type[Encoder] | dict[str, Any] = "mlp",
         critic_head: str | type[CriticHead] = "scalar",
+        n_quantiles: int = 25,
+        n_atoms: int = 101,
+        value_range: tuple[float, float] = (-5.0, 5.0),
         layer_norm: bool = False,
         dropout_rate: float = 0.0,
         weight_init: WeightInit = "default",
@@ -153,6 +160,7 @@ class SoftQLPolicy(SoftPolicy):
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.target_networks, self.target_q = target_networks, target_q
         self.encoder, self.critic_head, self.sampler = encoder, critic_head, sampler
+        self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
         self.regularisation_kwargs = {"layer_norm": layer_norm, "dropout_rate": dropout_rate}
         self.sampler_kwargs = {"noise_dim": noise_dim, "n_particles": kernel_particles}
@@ -237,6 +245,7 @@ class SoftQLPolicy(SoftPolicy):
             "target_networks": self.target_networks,
             "encoder": self.encoder,
             "critic_head": self.critic_head,
+            **self.head_kwargs,
         }
 
 

@@ -15,7 +15,7 @@ from sb3_softac.engine.optimizers import step as plain_step
 from sb3_softac.replay import Batch
 from sb3_softac.update import losses
 from sb3_softac.update.base import Numbers, Settings, Update
-from sb3_softac.update.losses import CriticReduction
+from sb3_softac.update.losses import Atoms, CriticReduction
 from sb3_softac.update.temperature import Temperature
 
 ActorQ = Literal["min", "mean", "first", "target_min"]
@@ -30,6 +30,8 @@ class ActorCriticSettings(Settings):
     actor_q: ActorQ = "min"
     target_q: CriticReduction = "min"
     target_subset: int | None = None
+    #: quantiles of each critic that are left out of targets, at the top
+    n_dropped: int = 0
 
 
 class Noise(NamedTuple):
@@ -103,39 +105,56 @@ class ActorCriticUpdate(Update):
     # --- its parts -------------------------------------------------------------------------------------------------
 
     @th.no_grad()
-    def bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> th.Tensor:
-        """y = k·r + γ(1 − d)·V(s'), (B,), with V the target value network or the soft value of the target critics."""
-        next_value = self.next_value(batch, ent_coef, noise)
-        target = losses.bellman_target(batch.rewards, batch.dones, batch.discounts, next_value, numbers.reward_scale)
-        if batch.later_observations is None:
-            return target
-        assert batch.later_discounts is not None
-        later = self.networks.actor.action_distribution(batch.later_observations, noise.later_observations)
-        log_prob = later.mean_log_prob().view_as(batch.later_discounts)
-        return target + losses.later_entropies(log_prob, batch.later_discounts, ent_coef)
+    def bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> Any:
+        """y = k·r + γ(1 − d)·V(s'), (B,), with V the target value network or the soft value of the target critics.
 
-    def next_value(self, batch: Batch, ent_coef: th.Tensor, noise: Noise) -> th.Tensor:
-        """V(s'), (B,)."""
+        With critics that are distributions V(s') and y are, too.
+        """
+        next_value = self.next_value(batch, ent_coef, noise)
+        values, weights = next_value if isinstance(next_value, Atoms) else (next_value, None)
+        target = losses.bellman_target(batch.rewards, batch.dones, batch.discounts, values, numbers.reward_scale)
+        if batch.later_observations is not None:
+            assert batch.later_discounts is not None
+            later = self.networks.actor.action_distribution(batch.later_observations, noise.later_observations)
+            log_prob = later.mean_log_prob().view_as(batch.later_discounts)
+            entropies = losses.later_entropies(log_prob, batch.later_discounts, ent_coef)
+            target = target + (entropies if target.ndim == 1 else entropies.unsqueeze(1))
+        return Atoms(target, weights) if isinstance(next_value, Atoms) else target
+
+    def next_value(self, batch: Batch, ent_coef: th.Tensor, noise: Noise) -> Any:
+        """V(s'), (B,), or its distribution."""
         networks, observations = self.networks, batch.next_observations
         if networks.value_net_target is not None:
             value: th.Tensor = networks.value_net_target(observations).squeeze(1)
             return value
         assert networks.critic_target is not None, "target critics are missing"
         pi = networks.actor.action_distribution(observations, noise.next_observations)
-        next_q = self.target_reduction(networks.critic_target, observations, pi.actions, noise.critic_indices)
+        critics, settings = networks.critic_target, self.settings
+        if critics.head.is_distribution:
+            outputs = critics.outputs(observations, pi.actions, self.target_critics(noise.critic_indices))
+            atoms: Atoms = critics.head.soft_atoms(outputs, pi.log_prob, ent_coef, settings.target_q, settings.n_dropped)
+            return atoms
+        next_q = self.target_reduction(critics, observations, pi.actions, noise.critic_indices)
         return self._soft_value(next_q, pi.log_prob, ent_coef)
 
     def target_reduction(
         self, critics: Any, observations: Any, actions: th.Tensor | None, critic_indices: th.Tensor | None
     ) -> th.Tensor:
-        """R_i Q_i(s, a) over all critics or over a random subset; only the critics that count are evaluated.
+        """R_i Q_i(s, a) over all critics or over a random subset.
 
         :return: (B,), or (B, |A|) for all discrete actions, where ``actions`` is None
         """
-        chosen: th.Tensor | slice | None = FIRST_CRITIC if self.settings.target_q == "first" else None
+        q_values = critics.q_values(observations, actions, self.target_critics(critic_indices))
+        return losses.reduce_critics(q_values, self.settings.target_q)
+
+    def target_critics(self, critic_indices: th.Tensor | None) -> th.Tensor | slice | None:
+        """The critics that a target is taken over; no others are evaluated.
+
+        :param critic_indices: the random subset, if it has been drawn
+        """
         if self.settings.target_subset is not None:
-            chosen = self.draw_critic_indices() if critic_indices is None else critic_indices
-        return losses.reduce_critics(critics.q_values(observations, actions, chosen), self.settings.target_q)
+            return self.draw_critic_indices() if critic_indices is None else critic_indices
+        return FIRST_CRITIC if self.settings.target_q == "first" else None
 
     def update_value_network(
         self,

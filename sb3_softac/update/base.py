@@ -168,15 +168,17 @@ class Update(ABC):
     # --- what several algorithms do ------------------------------------------------------------------------------------
 
     def update_critics(
-        self, batch: Batch, target: th.Tensor, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+        self, batch: Batch, target: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
     ) -> dict[str, th.Tensor]:
-        """One optimizer step of all critics towards y, (B,)."""
+        """One optimizer step of all critics towards y, (B,), or the distribution of y."""
         critic = self.networks.critic
         outputs = critic.outputs(batch.observations, batch.actions)
         loss = critic.head.loss(outputs, target)
         grad_norm = self.minimise(loss, critic, numbers, optimizer_step)
         q_value = critic.head.expected_value(outputs.detach()).mean()
-        return {"critic_loss": loss.detach(), "q_value": q_value, "grad_norm_critic": grad_norm}
+        metrics = {"critic_loss": loss.detach(), "q_value": q_value, "grad_norm_critic": grad_norm}
+        metrics.update(critic.head.target_metrics(target))
+        return metrics
 
     def update_temperature(
         self, pi: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step

@@ -5,11 +5,19 @@ detached inside its function, so that a loss can only reach what it is meant to 
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch as th
+from torch.nn import functional as F
 
 CriticReduction = Literal["min", "mean", "first"]
+
+
+class Atoms(NamedTuple):
+    """A distribution of n values for each state."""
+
+    values: th.Tensor  # (B, n)
+    weights: th.Tensor | None = None  # (B, n), each row adds up to 1; None where all are equal
 
 
 def _check(q_values: th.Tensor | None = None, **vectors: th.Tensor) -> None:
@@ -166,12 +174,17 @@ def bellman_target(
     :param rewards: (B,) r, or the n-step return
     :param dones: (B,) 1 for a true termination, 0 otherwise (also after a time-out)
     :param discounts: (B,) γ, or γ^n for n-step returns
-    :param next_value: (B,) soft value of the next state
+    :param next_value: (B,) soft value of the next state, or (B, n) values that it may have
     :param reward_scale: k; negative turns a reward into a cost
-    :return: (B,), without gradient
+    :return: the shape of ``next_value``, without gradient
     """
-    _check(rewards=rewards, dones=dones, discounts=discounts, next_value=next_value)
-    return (reward_scale * rewards + discounts * (1.0 - dones) * next_value).detach()
+    _check(
+        rewards=rewards, dones=dones, discounts=discounts, next_value=next_value[:, 0] if next_value.ndim == 2 else next_value
+    )
+    rewards, discounts = reward_scale * rewards, discounts * (1.0 - dones)
+    if next_value.ndim == 2:
+        rewards, discounts = rewards.unsqueeze(1), discounts.unsqueeze(1)
+    return (rewards + discounts * next_value).detach()
 
 
 def later_entropies(log_probs: th.Tensor, discounts: th.Tensor, ent_coef: th.Tensor) -> th.Tensor:
@@ -201,6 +214,137 @@ def critic_loss(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
     """
     _check(q_values, target=target)
     return 0.5 * (q_values - target.detach()).square().mean(dim=1).sum()
+
+
+def as_atoms(target: th.Tensor | Atoms) -> Atoms:
+    """A target that is one value for each state, (B,), as a distribution of one."""
+    return Atoms(target.unsqueeze(1)) if isinstance(target, th.Tensor) else target
+
+
+def truncated_quantiles(quantiles: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor, n_dropped: int) -> Atoms:
+    """Quantiles of all critics together, without the largest, each minus α log π (2005.04269, eqs. 11 and 12).
+
+    :param quantiles: (M, B, k) of the next action
+    :param log_prob: (B,) of that action, in nats
+    :param ent_coef: () temperature α
+    :param n_dropped: d; the d·M largest are left out
+    """
+    _check(quantiles[:, :, 0], log_prob=log_prob)
+    n_critics, _, n_quantiles = quantiles.shape
+    pooled = quantiles.transpose(0, 1).flatten(1).sort(dim=1).values
+    return Atoms(pooled[:, : n_critics * (n_quantiles - n_dropped)] - (ent_coef * log_prob).unsqueeze(1))
+
+
+def discrete_truncated_quantiles(quantiles: th.Tensor, log_probs: th.Tensor, ent_coef: th.Tensor, n_dropped: int) -> Atoms:
+    """The same for all discrete actions: the mixture of Q(s, a) − α log π(a|s) over π, without its largest part.
+
+    :param quantiles: (M, B, A, k)
+    :param log_probs: (B, A) log π(a|s), in nats
+    :param ent_coef: () temperature α
+    :param n_dropped: d; the largest part, with the probability d/k, is left out
+    """
+    n_critics, batch, n_actions, n_quantiles = quantiles.shape
+    if log_probs.shape != (batch, n_actions):
+        raise ValueError(f"log_probs has shape {tuple(log_probs.shape)}, expected {(batch, n_actions)}.")
+    values = quantiles.permute(1, 2, 0, 3).flatten(2) - (ent_coef * log_probs).unsqueeze(2)
+    weights = (log_probs.exp() / (n_critics * n_quantiles)).unsqueeze(2).expand_as(values)
+    ordered, order = values.flatten(1).sort(dim=1)
+    weights = weights.flatten(1).gather(1, order)
+    kept = 1.0 - n_dropped / n_quantiles
+    before = weights.cumsum(dim=1) - weights
+    weights = th.minimum(weights, (kept - before).clamp(min=0.0)) if n_dropped else weights
+    return Atoms(ordered, weights / weights.sum(dim=1, keepdim=True))
+
+
+def quantile_huber_loss(quantiles: th.Tensor, target: Atoms) -> th.Tensor:
+    """Quantile regression, mean over critics, quantiles, batch and target, with the Huber loss at κ = 1 (1710.10044, eq. 10).
+
+    :param quantiles: (N, B, k) θ_m(s, a), quantiles at (m + ½)/k
+    :param target: (B, n), held constant
+    :return: ()
+    """
+    values = target.values.detach()
+    if quantiles.ndim != 3 or values.shape[0] != quantiles.shape[1]:
+        raise ValueError(f"quantiles has shape {tuple(quantiles.shape)}, target {tuple(values.shape)}: (N, B, k) and (B, n).")
+    n_quantiles = quantiles.shape[2]
+    midpoints = (th.arange(n_quantiles, device=quantiles.device, dtype=quantiles.dtype) + 0.5) / n_quantiles
+    error = values.unsqueeze(1) - quantiles.unsqueeze(3)  # (N, B, k, n)
+    size = error.abs()
+    huber = th.where(size > 1.0, size - 0.5, 0.5 * error.square())
+    loss = (midpoints.unsqueeze(1) - (error.detach() < 0.0).to(error.dtype)).abs() * huber
+    if target.weights is None:
+        return loss.mean()
+    return (loss * target.weights.detach().unsqueeze(1)).sum(dim=3).mean()
+
+
+def reduce_distributions(probabilities: th.Tensor, support: th.Tensor, how: CriticReduction) -> th.Tensor:
+    """One distribution out of N: that of the smallest value (2502.15280), the mixture of all, or the first.
+
+    :param probabilities: (N, ..., K)
+    :param support: (K,) values of the atoms
+    :return: (..., K)
+    """
+    if how == "mean":
+        return probabilities.mean(dim=0)
+    if how == "first":
+        return probabilities[0]
+    smallest = (probabilities * support).sum(dim=-1).argmin(dim=0, keepdim=True).unsqueeze(-1)
+    return probabilities.gather(0, smallest.expand(1, *probabilities.shape[1:])).squeeze(0)
+
+
+def soft_categories(probabilities: th.Tensor, support: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor) -> Atoms:
+    """The distribution of Q − α log π, for one action or as the mixture of all discrete ones over π.
+
+    :param probabilities: (B, K), or (B, A, K) for all discrete actions
+    :param support: (K,) values of the atoms
+    :param log_prob: (B,) or (B, A), in nats
+    :param ent_coef: () temperature α
+    """
+    if log_prob.shape != probabilities.shape[:-1]:
+        raise ValueError(f"log_prob has shape {tuple(log_prob.shape)}, expected {tuple(probabilities.shape[:-1])}.")
+    values = support - (ent_coef * log_prob).unsqueeze(-1)
+    if probabilities.ndim == 2:
+        return Atoms(values, probabilities)
+    return Atoms(values.flatten(1), (log_prob.exp().unsqueeze(2) * probabilities).flatten(1))
+
+
+def project(target: Atoms, low: float, high: float, n_atoms: int) -> th.Tensor:
+    """Share each value, clamped to the range, between the two atoms beside it, so that the mean is kept (1707.06887, eq. 7).
+
+    :param target: (B, n)
+    :param low: value of the first atom
+    :param high: value of the last one
+    :param n_atoms: K
+    :return: (B, K) probabilities, without gradient
+    """
+    values = target.values.detach()
+    weights = th.full_like(values, 1.0 / values.shape[1]) if target.weights is None else target.weights.detach()
+    place = (values.clamp(low, high) - low) * ((n_atoms - 1) / (high - low))
+    below = place.floor().clamp(max=n_atoms - 2)
+    upper = place - below
+    index = below.long()
+    projected = th.zeros(len(values), n_atoms, dtype=values.dtype, device=values.device)
+    return projected.scatter_add(1, index, weights * (1.0 - upper)).scatter_add(1, index + 1, weights * upper)
+
+
+def categorical_loss(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
+    """Cross-entropy, mean over critics and batch (1707.06887, algorithm 1).
+
+    :param logits: (N, B, K)
+    :param target: (B, K) probabilities, held constant
+    :return: ()
+    """
+    if logits.ndim != 3 or target.shape != logits.shape[1:]:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)}, target {tuple(target.shape)}, expected (N, B, K) and (B, K)."
+        )
+    return -(target.detach() * F.log_softmax(logits, dim=2)).sum(dim=2).mean()
+
+
+def share_outside(target: Atoms, low: float, high: float) -> th.Tensor:
+    """Probability of values outside of a range, mean over the batch, ()."""
+    outside = ((target.values < low) | (target.values > high)).to(target.values.dtype)
+    return outside.mean() if target.weights is None else (outside * target.weights).sum(dim=1).mean()
 
 
 def value_loss(values: th.Tensor, target: th.Tensor) -> th.Tensor:

@@ -20,7 +20,7 @@ from tests.helpers import SMALL, RandomEnv, assert_close, build, fill_buffer, lo
 class OptimisticUpdate(ActorCriticUpdate):
     """V(s') + 1 in the targets, and one more metric of the actor."""
 
-    def next_value(self, *args: Any, **kwargs: Any) -> th.Tensor:
+    def next_value(self, *args: Any, **kwargs: Any) -> Any:
         return super().next_value(*args, **kwargs) + 1.0
 
     def update_actor(self, batch: Any, pi: Any, *args: Any, **kwargs: Any) -> dict[str, th.Tensor]:
