@@ -153,7 +153,7 @@ class Run:
 
     def __init__(self, folder: Path, algorithm: Algorithm, env_id: str) -> None:
         self.folder, self.checkpoints = folder, Folder(folder / CHECKPOINTS)
-        self.total_is_given = False
+        self.total_is_given, self.episodes_go_on = False, True
         self.name = env_id.replace("/", "-").rpartition(":")[2]  # as RL Zoo names its folders
         of_folder = self.checkpoints.run()
         if of_folder is None:
@@ -223,24 +223,28 @@ class Run:
         model = owner.resume(self.checkpoints.path, env, device=manager.device)
         if not self.total_is_given:
             manager.n_timesteps = model._runtime.resumption.total_timesteps
+        self.episodes_go_on = "obstacle" not in model._runtime.resumption.checkpoint.state["environment"]
         model.tensorboard_log, model.verbose = manager.tensorboard_log, manager.verbose
         print(f"Going on from step {model.num_timesteps:,} of {manager.n_timesteps:,}, in {self.folder}")
         return model
 
 
 class CutMonitorFiles(BaseCallback):
-    """Where a run goes on, remove the episodes after its checkpoint from the files of the environments: they come again."""
+    """Where a run goes on, remove the episodes after its checkpoint from the files of the environments: they come again.
 
-    def __init__(self, folder: Path) -> None:
+    They do not where an environment begins a new episode.
+    """
+
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.folder, self._is_done = folder, False
+        self.run, self._is_done = run, False
 
     def _on_rollout_start(self) -> None:
-        if self._is_done:
+        if self._is_done or not self.run.episodes_go_on:
             return
         self._is_done = True
         for index, returns in enumerate(self.training_env.env_method("get_episode_rewards")):
-            path = self.folder / f"{index}.monitor.csv"
+            path = self.run.folder / f"{index}.monitor.csv"
             if path.is_file():
                 lines = path.read_bytes().splitlines(keepends=True)[: 2 + len(returns)]  # two are the heading
                 whole = [line for line in lines if line.endswith(b"\n")]
@@ -275,7 +279,7 @@ def with_checkpoints(create: Callable[..., None]) -> Callable[..., None]:
             exact = ExactCheckpointCallback(self.save_freq, Path(self.save_path) / CHECKPOINTS, verbose=self.verbose)
             self.callbacks.insert(own + 1, exact)
         if run is not None:
-            self.callbacks.append(CutMonitorFiles(run.folder))
+            self.callbacks.append(CutMonitorFiles(run))
 
     return create_callbacks
 

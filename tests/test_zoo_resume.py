@@ -217,6 +217,30 @@ class TestArguments:
         assert (run.parent / "Pendulum-v1_2" / "Pendulum-v1.zip").is_file()
 
 
+class TestFilesOfEpisodes:
+    @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # an error there crashes Box2D
+    def test_where_an_environment_begins_a_new_episode(self, train_here: Any, tmp_path: Path) -> None:
+        """Nothing is removed: what comes after the checkpoint does not come again."""
+        task = ["--algo", "softac", "--env", "LunarLander-v3"]
+        train_here(*task, "-n", "300", "--eval-freq", "-1", *SAVED, "-params", *SMALL)
+        (monitor,) = (tmp_path / "logs" / "softac" / "LunarLander-v3_1").glob("*.monitor.csv")
+        before = monitor.read_text()
+        with pytest.warns(UserWarning, match=r"(new episodes begin|to 600 steps)"):
+            train_here(*task, "-i", "logs/softac/LunarLander-v3_1", "-n", "600")
+        assert monitor.read_text().startswith(before)
+        assert len(monitor.read_text().splitlines()) > len(before.splitlines()) >= 4
+
+    def test_a_half_written_line(self, train_here: Any, tmp_path: Path) -> None:
+        train_here(*PENDULUM, "-n", "250", "--eval-freq", "-1", *SAVED, "-params", *SMALL)
+        monitor = tmp_path / "logs" / "softac" / "Pendulum-v1_1" / "0.monitor.csv"
+        before = monitor.read_text()
+        monitor.write_text(f"{before}-1000.0,200,0.5\n-9")
+        with pytest.warns(UserWarning, match="to 450 steps"):
+            train_here(*PENDULUM, "-i", "logs/softac/Pendulum-v1_1", "-n", "450")
+        assert monitor.read_text().startswith(before)
+        assert [row.split(",")[1] for row in monitor.read_text().splitlines()[2:]] == ["200", "200"]
+
+
 class TestExperiments:
     def test_soft_q_learning(self, experiment: Experiment) -> None:
         given: dict[str, Any] = {"algo": "softql", "save_freq": 50, "save_replay_buffer": True, "n_timesteps": 100}
