@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softac.arguments import check_count
 from sb3_softac.files import SavedAlgorithm, resuming
-from sb3_softac.files.checkpoint import Folder, Lock, new_run
+from sb3_softac.files.checkpoint import Folder, Lock, new_run, steps_of
 from sb3_softac.files.segments import BufferLog
 
 __all__ = ["ExactCheckpointCallback"]
@@ -58,6 +58,13 @@ class ExactCheckpointCallback(BaseCallback):
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
         place = Folder(self.folder)
         self._lock = place.claim(runtime.run)
+        newest = max(map(steps_of, place.checkpoints()), default=0)
+        if newest > model.num_timesteps and runtime.resumption is None:
+            self.release()
+            raise ValueError(
+                f"`folder` is {str(self.folder)!r}, which holds a checkpoint of step {newest} of this run, but its steps are "
+                f"counted from {model.num_timesteps} again: choose another folder, or `learn(..., reset_num_timesteps=False)`."
+            )
         if runtime.buffer_log is None or runtime.buffer_log.folder.resolve() != place.segments.resolve():
             runtime.buffer_log = BufferLog(place.segments)
         self._is_due, self._newest = False, -1
@@ -86,7 +93,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._is_due = False
         checkpoint = resuming.take(model, self.folder, runtime.buffer_log, runtime.run)
         path = place.write(checkpoint, self.keep)
-        self._newest = model.num_timesteps
+        self._newest, runtime.newest_checkpoint = model.num_timesteps, path
         if self.verbose >= 1:
             print(f"Checkpoint: {path}")
         return path
@@ -101,9 +108,8 @@ class ExactCheckpointCallback(BaseCallback):
 
     def release(self) -> None:
         """Let others write to the folder."""
-        between = self.model._runtime.between_rollouts
-        if self._between_rollouts in between:
-            between.remove(self._between_rollouts)
+        if self._between_rollouts in self.model._runtime.between_rollouts:
+            self.model._runtime.between_rollouts.remove(self._between_rollouts)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -68,6 +68,7 @@ class Runtime:
     #: which training its checkpoints belong to, and what of the replay buffer is on the disk
     run: dict[str, Any] | None = None
     buffer_log: Any = None
+    newest_checkpoint: Any = None
     #: what is still to be put in place after ``resume``
     resumption: Resumption | None = None
 

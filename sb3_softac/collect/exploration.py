@@ -67,9 +67,12 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         except BaseException as error:
             self._interrupt_episode()
             if isinstance(error, (EOFError, ConnectionError)) and (dead := dead_workers(env)):
+                kept = self.replay_buffer.size() if self.replay_buffer is not None else 0
+                last = self._runtime.newest_checkpoint
                 raise RuntimeError(
-                    f"{dead} The replay buffer is whole, with {self.replay_buffer.size() if self.replay_buffer else 0:,} "
-                    f"rows up to step {self.num_timesteps:,}, and so are checkpoints and the model, but not the environments."
+                    f"{dead} Model and replay buffer ({kept:,} rows, up to step {self.num_timesteps:,}) are whole, and so is "
+                    f"{'what was saved before' if last is None else f'the last checkpoint, {last}'}. The model needs new "
+                    "environments: `set_env`, or `resume` from a checkpoint."
                 ) from error
             raise
         return rollout

@@ -140,6 +140,7 @@ class CompiledStep:
             "size_asserts": False,
         }
         if update.device.type == "cpu":
+            options |= torch_internals.loop_options()
             options["cpp_wrapper"] = sys.platform == "linux"  # what starts the kernels is compiled, too; elsewhere it may fail
             replacement = matmul.large_products_pass() if matmul.ONEDNN_IS_FASTER else None
             if replacement is not None:

@@ -76,6 +76,7 @@ REBUILT: dict[str, Rebuilt] = {
     "torch._utils._rebuild_parameter": Rebuilt(rebuilding.parameter),
     "torch.storage._load_from_bytes": Rebuilt(rebuilding.storage),
     "functools.partial": Rebuilt(rebuilding.make_partial),
+    "numpy.pad": Rebuilt(rebuilding.pad),
 }
 _PLAIN = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, range, slice)
 _SCALARS = ["bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]

@@ -6,6 +6,7 @@ import pickle
 import zlib
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 from stable_baselines3.common.save_util import open_path
 
 from sb3_softac.files.allowed import Allowed
@@ -30,14 +31,31 @@ class _Summed:
         return self.file.write(data)
 
 
+class _BufferPickler(pickle.Pickler):
+    """Leaves out the rows of a buffer that nothing has been written to; reading makes them again, in SB3, too."""
+
+    def __init__(self, file: Any, buffer: Any) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        full = bool(getattr(buffer, "full", True))
+        self.n_rows = 0 if full else buffer.buffer_size
+        self.n_used = 0 if full else buffer.pos + 1  # the next observation may lie there
+
+    def reducer_override(self, value: Any) -> Any:
+        rows = type(value) is np.ndarray and value.shape[:1] == (self.n_rows,) and value.dtype.kind in "biuf"
+        if not rows or self.n_used >= self.n_rows or value[self.n_used :].any():
+            return NotImplemented
+        behind = ((0, self.n_rows - self.n_used), *[(0, 0)] * (value.ndim - 1))
+        return np.pad, (value[: self.n_used].copy(), behind)
+
+
 def write_buffer(path: str | pathlib.Path | io.BufferedIOBase, buffer: Any) -> None:
     """See ``save_replay_buffer``; a stream gets the pickle alone, since something else may follow in it."""
     if not isinstance(path, str | pathlib.Path):
-        pickle.dump(buffer, cast(BinaryIO, open_path(path, "w")), protocol=pickle.HIGHEST_PROTOCOL)
+        _BufferPickler(open_path(path, "w"), buffer).dump(buffer)
         return
     with writing(named(path, ".pkl")) as file:
         summed = _Summed(file)
-        pickle.dump(buffer, summed, protocol=pickle.HIGHEST_PROTOCOL)
+        _BufferPickler(summed, buffer).dump(buffer)
         file.write(MARKER + b"%08x" % summed.checksum)
 
 

@@ -136,6 +136,11 @@ def describe(run: Mapping[str, Any]) -> str:
     return f"{run.get('algorithm')} on {run.get('n_envs')} x {run.get('environment')} (run {str(run.get('id'))[:8]})"
 
 
+def steps_of(path: pathlib.Path) -> int:
+    """Of which step a checkpoint is, by its name."""
+    return int(path.name[len(PREFIX) :])
+
+
 class Folder:
     """Checkpoints of one run.
 
@@ -151,7 +156,7 @@ class Folder:
         if not self.path.is_dir():
             return []
         found = [path for path in self.path.iterdir() if path.name.startswith(PREFIX) and path.name[len(PREFIX) :].isdigit()]
-        return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
+        return sorted(found, key=steps_of, reverse=True)
 
     def run(self) -> dict[str, Any] | None:
         """The run whose checkpoints are here, or None if there are none."""
@@ -182,7 +187,9 @@ class Folder:
         return lock
 
     def write(self, checkpoint: Checkpoint, keep: int) -> pathlib.Path:
-        """Write a checkpoint whose segments are written already, then remove all but the newest ``keep``.
+        """Write a checkpoint whose segments are written already, then remove all but the newest ``keep`` up to it.
+
+        Those of later steps, which were damaged when the run went on from an earlier one, are removed, too.
 
         :raises OSError: it cannot be written; the older ones are as they were
         """
@@ -212,12 +219,13 @@ class Folder:
             write_through_folder(self.path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._clean(keep)
+        self._clean(keep, checkpoint.n_steps)
         return target
 
-    def _clean(self, keep: int) -> None:
+    def _clean(self, keep: int, newest: int) -> None:
         """Remove what no kept checkpoint needs."""
-        for old in self.checkpoints()[keep:]:
+        kept = [path for path in self.checkpoints() if steps_of(path) <= newest][:keep]
+        for old in set(self.checkpoints()) - set(kept):
             shutil.rmtree(old, ignore_errors=True)
         for left in [*self.path.glob(f".{PREFIX}*.tmp"), *self.path.glob(f".{PREFIX}*.old")]:
             shutil.rmtree(left, ignore_errors=True)
@@ -225,7 +233,7 @@ class Folder:
         for path in self.checkpoints():
             try:
                 needed |= {segment.file for segment in self._manifest(path).segments}
-            except Damage:  # whatever it needed
+            except (Damage, DamagedFileError):  # whatever it needed
                 continue
         for left in self.segments.iterdir():
             if left.name not in needed:

@@ -85,6 +85,21 @@ def fill_array(array: np.ndarray[Any, Any], state: Any) -> None:
     array.__setstate__((1, shape, dtype, fortran, data))
 
 
+def pad(array: Any, widths: Any) -> np.ndarray[Any, Any]:
+    """In the place of NumPy's function of this name: rows of zeros behind an array, which take no memory until used."""
+    require(type(array) is np.ndarray and array.ndim > 0 and not array.dtype.hasobject, "an array has no rows")
+    require(type(widths) is tuple and len(widths) == array.ndim, "an array has no rows")
+    require(all(type(width) is tuple and len(width) == 2 for width in widths), "an array has no rows")
+    check_shape(tuple(n for width in widths for n in width))
+    require(all(width == (0, 0) for width in widths[1:]) and widths[0][0] == 0, "an array has its rows elsewhere")
+    try:
+        padded = np.zeros((len(array) + widths[0][1], *array.shape[1:]), array.dtype)
+    except (MemoryError, ValueError) as error:
+        raise Damage(f"an array has more rows than fit: {error}") from error
+    padded[: len(array)] = array
+    return padded
+
+
 def scalar(dtype: Any, data: Any) -> Any:
     """In the place of NumPy's function of this name."""
     require(isinstance(dtype, np.dtype) and not dtype.hasobject, "a number has no data type")

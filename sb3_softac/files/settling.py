@@ -12,6 +12,7 @@ from sb3_softac.files.allowed import Rebuilt
 from sb3_softac.files.rebuilding import require
 
 MAX_DEPTH = 50
+LARGEST_SPACE = 1 << 24
 LEAVES = frozenset((int, float, bool, str, bytes, type(None)))
 
 
@@ -66,6 +67,7 @@ def check_space(space: Any) -> None:
     for name in arrays.get(kind, ()):
         array = getattr(space, name)
         require(type(array) is np.ndarray and array.dtype.kind in "biuf", f"`{name}` of a space is no array")
+        require(array.size <= LARGEST_SPACE, f"`{name}` of a space is larger than that of any environment")
         require(array.shape == shape, f"`{name}` of a space has the shape {array.shape}, and the space {shape}")
     if kind is spaces.MultiDiscrete:
         require(bool((space.nvec > 0).all()), "a space has no values")

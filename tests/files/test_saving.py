@@ -208,6 +208,31 @@ class TestReplayBuffer:
         loaded.set_env(env)
         assert isinstance(loaded.replay_buffer, HerReplayBuffer)
 
+    @pytest.mark.parametrize("steps", [20, 29, 30, 50])  # of 30 rows
+    @pytest.mark.parametrize("options", [{}, {"n_steps": 3}, {"optimize_memory_usage": True}])
+    def test_rows_that_are_not_in_use_take_no_space(self, steps: int, options: dict[str, Any], tmp_path: Path) -> None:
+        if options.get("optimize_memory_usage"):
+            options = {**options, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+        model = quick_model(buffer_size=30, **options).learn(steps)
+        model.save_replay_buffer(tmp_path / "buffer.pkl")
+        loaded = quick_model(buffer_size=30, **options)
+        loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+        theirs = SAC("MlpPolicy", RandomEnv(), device="cpu", buffer_size=30)
+        theirs.load_replay_buffer(tmp_path / "buffer.pkl")
+        for name, rows in vars(model.replay_buffer).items():
+            for other in (loaded, theirs):
+                there = getattr(other.replay_buffer, name)
+                if isinstance(rows, np.ndarray):
+                    assert np.array_equal(rows, there)
+                    assert there.flags.writeable
+                elif name in ("pos", "full"):
+                    assert rows == there
+
+    def test_the_size_of_a_file_is_that_of_its_transitions(self, tmp_path: Path) -> None:
+        model = quick_model(buffer_size=1_000_000).learn(20)
+        model.save_replay_buffer(tmp_path / "buffer.pkl")
+        assert (tmp_path / "buffer.pkl").stat().st_size < 10_000
+
     def test_new_gamma_and_n_steps_reach_it(self, tmp_path: Path) -> None:
         model = make_model(n_steps=3, gamma=0.9)
         model.save(tmp_path / "model.zip")
