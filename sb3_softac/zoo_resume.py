@@ -200,7 +200,7 @@ class Run:
         self.total_is_given = manager.n_timesteps > 0
         manager.save_path, manager.params_path = str(self.folder), str(self.folder / self.name)
         n_threads = self.command_line.get("num_threads", -1)
-        if n_threads > 0:
+        if n_threads > 0 >= getattr(manager.args, "num_threads", -1):
             th.set_num_threads(n_threads)
 
     def keep_monitor_files(self, manager: Any) -> None:
