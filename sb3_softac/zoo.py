@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from sb3_softac import SoftAC, presets
+from sb3_softac import SoftAC, presets, zoo_resume
 from sb3_softac.arguments.checks import check_choice
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
@@ -124,11 +124,15 @@ def _with_ours(algorithm: Algorithm, shared: dict[str, Any], sampled: dict[str, 
     return {**shared, **ours, "policy_kwargs": {**shared["policy_kwargs"], **ours.get("policy_kwargs", {})}}
 
 
-def option_defaults(algorithm: Algorithm) -> dict[str, Any]:
-    """The arguments that hyperparameters may set, with their defaults; those of a subclass that RL Zoo has been given, too."""
+def _class_of(algorithm: Algorithm) -> Any:
     from rl_zoo3.utils import ALGOS
 
-    return algorithm.option_defaults(ALGOS.get(algorithm.name))
+    return ALGOS.get(algorithm.name)
+
+
+def option_defaults(algorithm: Algorithm) -> dict[str, Any]:
+    """The arguments that hyperparameters may set, with their defaults; those of a subclass that RL Zoo has been given, too."""
+    return algorithm.option_defaults(_class_of(algorithm))
 
 
 def expand_preset(
@@ -198,6 +202,18 @@ def _store_params(store: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _look_at_command_line(init: Callable[..., None]) -> Callable[..., None]:
+    """The argument ``-params`` belongs to the parser of RL Zoo's training, which ``-i FOLDER`` must not reach."""
+
+    @functools.wraps(init)
+    def __init__(self: Any, option_strings: list[str], *args: Any, **kwargs: Any) -> None:
+        init(self, option_strings, *args, **kwargs)
+        if "-params" in option_strings:
+            zoo_resume.look_at(sys.argv, _asked_for(None))
+
+    return __init__
+
+
 @contextlib.contextmanager
 def _readable(manager: Any) -> Iterator[None]:
     """Let RL Zoo read the ``config.yml`` of a run, which is the entry of one task, and holds Python objects.
@@ -253,13 +269,15 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _continue(load: Callable[..., Any]) -> Callable[..., Any]:
-    """What is kept from a ``--trained-agent`` is saved as it has it; with ``softac`` it may be a file of SB3's SAC."""
+    """What is kept from a ``--trained-agent`` is saved as it has it. It may be a run; with ``softac`` a file of SB3's SAC."""
 
     @functools.wraps(load)
     def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
         algorithm = ALGORITHMS.get(self.algo)
         if algorithm is None:
             return load(self, hyperparams, env)
+        if self.resumed is not None:
+            return self.resumed.model(self, env, _class_of(algorithm))
         algorithms = {algorithm.name: SimpleNamespace(load=_load_sac)}
         is_sac = algorithm.takes_sac and saved_by_sac(self.trained_agent)
         model = (_rebind(load, ALGOS=algorithms) if is_sac else load)(self, hyperparams, env)
@@ -318,10 +336,15 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        run = zoo_resume.run_to_resume(arguments)
+        init(**arguments)
         algorithm = ALGORITHMS.get(self.algo)
+        self.resumed = run
+        if run is not None:
+            run.adopt(self)
         if algorithm is not None:
-            if not signature.bind(self, *args, **kwargs).arguments.get("config"):
+            if not arguments.get("config"):
                 self.config = str(algorithm.hyperparams_path)
             # Instead of RL Zoo's own parsing of schedules, which knows fewer of them than ours.
             self._preprocess_schedules = functools.partial(expand_preset, self.custom_hyperparams, algorithm=algorithm)
@@ -352,13 +375,13 @@ def _extend(owner: type, **methods: Callable[[Callable[..., Any]], Callable[...,
 
 
 def extend_utils(module: ModuleType) -> None:
-    """Add ours to RL Zoo's algorithms, and let ``-params`` take its strings without extra quotes.
+    """Add ours to RL Zoo's algorithms, let ``-params`` take its strings without extra quotes, and ``-i`` folders.
 
     :param module: ``rl_zoo3.utils``
     """
     for name, algorithm in ALGORITHMS.items():
         module.ALGOS.setdefault(name, algorithm.base)
-    _extend(module.StoreDict, __call__=_store_params)
+    _extend(module.StoreDict, __init__=_look_at_command_line, __call__=_store_params)
 
 
 def extend_callbacks(module: ModuleType) -> None:
@@ -370,7 +393,7 @@ def extend_callbacks(module: ModuleType) -> None:
 
 
 def extend_experiment_manager(module: ModuleType) -> None:
-    """Add samplers and converters for ``-optimize``, our hyperparameter files and presets, and agents to continue from.
+    """Add samplers and converters for ``-optimize``, our hyperparameter files and presets, agents and runs to continue.
 
     :param module: ``rl_zoo3.exp_manager``
     """
@@ -385,6 +408,8 @@ def extend_experiment_manager(module: ModuleType) -> None:
         __init__=_with_our_defaults,
         read_hyperparameters=_read_what_is_used,
         _load_pretrained_agent=_continue,
+        create_callbacks=zoo_resume.with_checkpoints,
+        _save_config=zoo_resume.with_durable_config,
     )
     extend_callbacks(rl_zoo3.callbacks)  # which the manager has imported
 

@@ -96,13 +96,12 @@ def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type)
     assert keyword_only - {"value_network"} <= listed
 
 
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CHECKPOINTS = (ROOT / "docs" / "checkpoints.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + CHECKPOINTS, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_every_snippet_of_the_readme_runs_when_pasted_alone(
-    number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_snippet_runs_when_pasted_alone(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a hundredth of its training."""
     learn = OffPolicyAlgorithm.learn
 
@@ -112,4 +111,4 @@ def test_every_snippet_of_the_readme_runs_when_pasted_alone(
 
     monkeypatch.setattr(OffPolicyAlgorithm, "learn", shortened)
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
+    exec(compile(SNIPPETS[number], f"snippet {number}", "exec"), {})
