@@ -5,12 +5,13 @@ from importlib.metadata import version
 from sb3_softac import presets
 from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
 from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, SoftQLPolicy
-from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule
+from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule
 from sb3_softac.soft_ac import SoftAC
 from sb3_softac.soft_ql import SoftQL
 
 __all__ = [
     "CnnPolicy",
+    "CosineSchedule",
     "DamagedFileError",
     "ExponentialSchedule",
     "MlpPolicy",

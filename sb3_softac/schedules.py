@@ -13,7 +13,7 @@ from sb3_softac.arguments import check_count
 
 GRAMMAR = (
     '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential), '
-    '"lin_3e-4_1e-10_100" or "exp_3e-4_1e-10_100" (the same in 100 steps)'
+    '"cos_3e-4_1.5e-4" (cosine), "lin_3e-4_1e-10_100", "exp_..._100" or "cos_..._100" (the same in 100 steps)'
 )
 
 
@@ -35,6 +35,25 @@ class ExponentialSchedule:
 
     def __repr__(self) -> str:
         return f"ExponentialSchedule(start={self.start}, end={self.end})"
+
+
+class CosineSchedule:
+    """Half a wave of a cosine, end + (start − end)·(1 + cos(π(1 − p)))/2 for the remaining progress p (1608.03983, eq. 5).
+
+    :param start: value at the start of training
+    :param end: value at its end
+    """
+
+    def __init__(self, start: float, end: float) -> None:
+        self.start = start
+        self.end = end
+
+    def __call__(self, progress_remaining: float) -> float:
+        done = 1.0 - max(progress_remaining, 0.0)
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def __repr__(self) -> str:
+        return f"CosineSchedule(start={self.start}, end={self.end})"
 
 
 class StaircaseSchedule:
@@ -70,7 +89,9 @@ def _parse_string(name: str, text: str) -> Schedule:
             schedule = LinearSchedule(start, 0.0, 1.0)
         case "lin", [start, end]:
             schedule = LinearSchedule(start, end, 1.0)
-        case (("lin" | "exp"), [_, _, steps]) if steps >= 2.0 and steps.is_integer():
+        case "cos", [start, end]:
+            schedule = CosineSchedule(start, end)
+        case (("lin" | "exp" | "cos"), [_, _, steps]) if steps >= 2.0 and steps.is_integer():
             schedule = StaircaseSchedule(_parse_string(name, text.rpartition("_")[0]), int(steps))
         case "exp", [start, end] if start > 0.0 and end > 0.0:
             schedule = ExponentialSchedule(start, end)

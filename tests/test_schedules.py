@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule, check_rate, parse_schedule
+from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule, check_rate, parse_schedule
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from sb3_softac.schedules import ExponentialSchedule, StaircaseSchedule, check_r
         ("lin_3e-4", 3e-4, 1.5e-4, 0.0),
         ("lin_3e-4_1e-10", 3e-4, 1.5e-4 + 0.5e-10, 1e-10),
         ("exp_3e-4_1e-10", 3e-4, (3e-4 * 1e-10) ** 0.5, 1e-10),
+        ("cos_3e-4_1e-4", 3e-4, 2e-4, 1e-4),
     ],
 )
 def test_strings(text: str, start: float, middle: float, end: float) -> None:
@@ -30,6 +31,11 @@ def test_decay_by_epoch_is_a_staircase_from_start_to_end() -> None:
         values = [schedule(1.0 - step / 50) for step in range(51)]
         assert values == pytest.approx([stair for stair in stairs for _ in range(10)] + stairs[-1:])
         assert schedule(-0.1) == pytest.approx(1.0)
+
+
+def test_a_cosine_in_steps() -> None:
+    schedule = parse_schedule("learning_rate", "cos_4_0_3")
+    assert [schedule(progress) for progress in (1.0, 0.5, 0.1)] == pytest.approx([4.0, 2.0, 0.0])
 
 
 def test_a_staircase_of_any_schedule() -> None:
@@ -47,6 +53,7 @@ def test_numbers_and_callables() -> None:
 
 def test_past_the_planned_end() -> None:
     assert ExponentialSchedule(1.0, 0.1)(-0.5) == pytest.approx(0.1)
+    assert CosineSchedule(1.0, 0.1)(-0.5) == pytest.approx(0.1)
     assert parse_schedule("learning_rate", "lin_1")(-0.5) == 0.0
 
 
