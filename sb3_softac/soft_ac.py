@@ -272,19 +272,17 @@ class SoftAC(SoftAlgorithm):
         return self
 
     @classmethod
-    def from_sb3(
-        cls: type[SelfSoftAC], sac: SAC | str | pathlib.Path | io.BufferedIOBase, *, trusted: bool = False, **ours: Any
-    ) -> SelfSoftAC:
-        """Take over a model of SB3's ``SAC``: weights, targets, optimizers, temperature and counters.
+    def from_sb3(cls: type[SelfSoftAC], sac: Any, *, trusted: bool = False, **ours: Any) -> SelfSoftAC:
+        """Take over a model of SB3's ``SAC`` or sb3-contrib's ``TQC``: weights, targets, optimizers, temperature and counters.
 
         Environment and replay buffer are handed over, not copied; a file has none. A learned temperature continues in SB3's
         form (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
 
-        :param sac: the model, or the file that it was saved to
+        :param sac: the model, or the file that it was saved to, as a name or a binary stream
         :param trusted: run whatever code the file holds, as SB3 does
         :param ours: arguments of ``SoftAC`` that replace those of ``sac``, such as ``env``
         :return: the new model
-        :raises ValueError: ``sac`` is no SB3 ``SAC``, or it has no weights or no buffer for what ``ours`` asks for
+        :raises ValueError: ``sac`` is neither, or it has no weights or no buffer for what ``ours`` asks for
         """
         return cast(SelfSoftAC, conversion.continue_sac(cls, sac, ours, trusted))
 

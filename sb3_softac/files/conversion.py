@@ -1,4 +1,4 @@
-"""From another model to ours and back: arguments, weights, optimizer states and counters of SB3's ``SAC``.
+"""From another model to ours and back: arguments, weights, optimizer states and counters of ``SAC``, and of contrib's ``TQC``.
 
 It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics. The class of
 our models is passed in: no file imports it.
@@ -72,12 +72,34 @@ PROGRESS = [
 ]
 
 
-def sac_arguments(sac: SAC) -> dict[str, Any]:
-    """The constructor arguments of ``sac``, without those that SB3 would ignore and we refuse."""
+#: policies of sb3-contrib's TQC, by the names of ours
+TQC_POLICIES = {"TQCPolicy": "MlpPolicy", "CnnPolicy": "CnnPolicy", "MultiInputPolicy": "MultiInputPolicy"}
+
+
+def tqc_class() -> Any:
+    """sb3-contrib's ``TQC``, or None if it is not installed."""
+    try:
+        from sb3_contrib import TQC
+    except ImportError:
+        return None
+    return TQC
+
+
+def is_tqc(model: Any) -> bool:
+    """Whether a model is of sb3-contrib's ``TQC``; nothing is imported to find out."""
+    return any(cls.__name__ == "TQC" and cls.__module__.startswith("sb3_contrib.") for cls in type(model).__mro__)
+
+
+def sac_arguments(sac: Any) -> dict[str, Any]:
+    """The constructor arguments of a ``SAC`` or ``TQC``, without those that SB3 would ignore and we refuse."""
     arguments = {name: getattr(sac, name) for name in SAME_NAME}
     arguments["policy"] = sac.policy_class
     arguments["stats_window_size"] = sac._stats_window_size
     arguments["policy_kwargs"] = dict(sac.policy_kwargs)
+    if is_tqc(sac):
+        arguments["policy"] = TQC_POLICIES.get(sac.policy_class.__name__, sac.policy_class)
+        arguments["policy_kwargs"]["critic_head"] = "quantile"
+        arguments["top_quantiles_to_drop_per_net"] = sac.top_quantiles_to_drop_per_net
     if not sac.use_sde:
         for ignored_by_sb3 in ("log_std_init", "use_expln", "clip_mean"):
             arguments["policy_kwargs"].pop(ignored_by_sb3, None)
@@ -104,7 +126,7 @@ def sac_arguments(sac: SAC) -> dict[str, Any]:
     return arguments
 
 
-def refuse_what_is_handed_over(sac: SAC, ours: Mapping[str, Any]) -> None:
+def refuse_what_is_handed_over(sac: Any, ours: Mapping[str, Any]) -> None:
     """Refuse arguments that would be ignored, because what they describe comes with ``sac`` as it is.
 
     :raises ValueError: an option of the replay buffer, or an initial value for an α that is already learned
@@ -192,7 +214,7 @@ def copy_optimizer(
     load_state(target_optimizer, copied)
 
 
-def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
+def copy_networks(sac: Any, policy: SoftACPolicy) -> None:
     """Copy actor, critics, targets and their optimizers.
 
     :raises ValueError: the networks of ``policy`` have other shapes, or share what ``sac`` does not
@@ -204,9 +226,14 @@ def copy_networks(sac: SAC, policy: SoftACPolicy) -> None:
         policy.critic.load_state_dict(stack_critics(sac.critic.state_dict()))
         policy.critic_target.load_state_dict(stack_critics(sac.critic_target.state_dict()))
     except RuntimeError as error:
-        raise ValueError(f"`policy_kwargs` do not fit the weights of the SAC model: {error}") from error
+        raise ValueError(f"`policy_kwargs` do not fit the weights of the {type(sac).__name__} model: {error}") from error
     copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, dict)
     copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
+
+
+def is_tqc_data(data: Mapping[str, Any]) -> bool:
+    """Whether these are the attributes of sb3-contrib's ``TQC``, out of a file."""
+    return "top_quantiles_to_drop_per_net" in data and "ent_coef_update" not in data
 
 
 def is_sac_data(data: Mapping[str, Any]) -> bool:
@@ -214,8 +241,10 @@ def is_sac_data(data: Mapping[str, Any]) -> bool:
     return {"batch_norm_stats", "ent_coef"} <= set(data) and "top_quantiles_to_drop_per_net" not in data
 
 
-def load_sac(source: Any, trusted: bool = False) -> SAC:
-    """A model of SB3's ``SAC`` from its file, without environment and replay buffer; no random generator is seeded.
+def load_sac(source: Any, trusted: bool = False) -> Any:
+    """A model of SB3's ``SAC``, or of sb3-contrib's ``TQC``, from its file, without environment and replay buffer.
+
+    No random generator is seeded.
 
     :param source: file name, binary stream, or the file if it has been read
     :param trusted: run whatever code the file holds, as SB3 does
@@ -224,18 +253,21 @@ def load_sac(source: Any, trusted: bool = False) -> SAC:
     :raises DamagedFileError: the file is incomplete, or no model can be made of it
     """
     file = source if isinstance(source, ModelFile) else ModelFile(source)
-    if not is_sac_data(file.attributes):
-        raise ValueError(f"`sac` is {file.name!r}, but it must be a file that SB3's SAC saved.")
+    owner: Any = tqc_class() if is_tqc_data(file.attributes) else SAC if is_sac_data(file.attributes) else None
+    if owner is None:
+        raise ValueError(
+            f"`sac` is {file.name!r}, but it must be a file that SB3's SAC saved, or sb3-contrib's TQC where it is installed."
+        )
     # No replay buffer of any size or kind: SB3 would allocate it, or ask for an environment.
     placeholder: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
     placeholder |= {"optimize_memory_usage": False, "seed": None}
     if trusted:
         values = load_from_zip_file(file.stream, device="cpu")[0] or {}
-        sac = SAC.load(file.stream, device="cpu", **placeholder)
+        sac = owner.load(file.stream, device="cpu", **placeholder)
     else:
-        values = file.objects(SAC)
+        values = file.objects(owner)
         with built_from(file.name):
-            sac = SAC.load(file.stream, device="cpu", custom_objects=values, **placeholder)
+            sac = owner.load(file.stream, device="cpu", custom_objects=values, **placeholder)
             check_optimizers(sac)
     sac.__dict__.update({name: values[name] for name in placeholder if name in values})
     sac.replay_buffer = None
@@ -256,12 +288,12 @@ def refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
 
 def ent_coef_of(source: Any) -> float:
     """The α that ``source`` would use next."""
-    if not isinstance(source, SAC):
+    if not (isinstance(source, SAC) or is_tqc(source)):
         return float(source.temperature.value)
     return float(source.ent_coef_tensor if source.log_ent_coef is None else source.log_ent_coef.detach().exp())
 
 
-def copy_temperature(sac: SAC, temperature: Temperature) -> None:
+def copy_temperature(sac: Any, temperature: Temperature) -> None:
     """Copy a learned α, and its optimizer where the update is SB3's own."""
     if sac.log_ent_coef is None or not isinstance(temperature, LearnedTemperature):
         return
@@ -275,7 +307,7 @@ def copy_temperature(sac: SAC, temperature: Temperature) -> None:
             load_state(temperature.optimizer, [{key: entry.squeeze() for key, entry in state.items()}])
 
 
-def _continued_target_updates(sac: SAC, ours: Mapping[str, Any]) -> dict[str, Any]:
+def _continued_target_updates(sac: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
     """SB3 counts ``target_update_interval`` again in each ``train()``, and always updates the targets at its first step.
 
     :return: the interval that does the same, counted over the whole training, where there is one
@@ -306,8 +338,10 @@ def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any], trusted: bool =
     check_flag("trusted", trusted)
     if isinstance(sac, str | pathlib.Path | io.BufferedIOBase):
         sac, ours = load_sac(sac, trusted), {"device": "auto", **ours}
-    if not isinstance(sac, SAC):
-        raise ValueError(f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, or a file of one.")
+    if not (isinstance(sac, SAC) or is_tqc(sac)):
+        raise ValueError(
+            f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, an sb3_contrib.TQC, or a file of one."
+        )
     if ours.get("value_network"):
         raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
     arguments = sac_arguments(sac) | {"env": sac.env} | _continued_target_updates(sac, ours) | ours

@@ -1,11 +1,13 @@
 """Quantile critics against sb3-contrib's TQC: the same weights, batches and noise."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import TQC
+from stable_baselines3 import TD3
 from stable_baselines3.common.logger import Logger
 
 from sb3_softac import SoftAC
@@ -61,7 +63,7 @@ def copy_weights(theirs: TQC, ours: SoftAC) -> None:
         network.load_state_dict(critics_of(theirs, name))
 
 
-def train_alike(models: tuple[Any, Any], n_steps: int) -> None:
+def train_alike(models: tuple[Any, ...], n_steps: int) -> None:
     for model in models:
         with pytest.MonkeyPatch.context() as patch:
             InjectedNoise(1).install(patch)
@@ -106,3 +108,31 @@ def test_values_are_means_over_the_quantiles() -> None:
     quantiles = theirs.critic(observations, actions)
     for index, value in enumerate(ours.critic(observations, actions)):
         th.testing.assert_close(value.squeeze(1), quantiles[:, index].mean(dim=1))
+
+
+class TestTakenOver:
+    """``SoftAC.from_sb3`` of a TQC, in the middle of its training."""
+
+    @pytest.mark.parametrize("through_a_file", [False, True])
+    @pytest.mark.parametrize("options", [{}, {"n_steps": 3}, {"use_sde": True}])
+    def test_it_goes_on_as_theirs(self, options: dict[str, Any], through_a_file: bool, tmp_path: Path) -> None:
+        theirs, _ = make_pair(3, 2, **options)
+        train_alike((theirs,), 5)
+        ours = SoftAC.from_sb3(theirs)
+        if through_a_file:
+            theirs.save(tmp_path / "tqc.zip")
+            ours = SoftAC.from_sb3(tmp_path / "tqc.zip", device="cpu")
+            ours.replay_buffer = theirs.replay_buffer
+            ours.set_logger(theirs.logger)
+        assert (ours.top_quantiles_to_drop_per_net, ours.actor_q, ours._n_updates) == (2, "mean", 5)
+        if options.get("use_sde"):
+            return  # it draws its noise matrices at other places
+        train_alike((theirs, ours), 20)
+        for key, value in critics_of(theirs, "critic").items():
+            th.testing.assert_close(ours.critic.state_dict()[key], value, atol=1e-5, rtol=0.0)
+        for key, value in theirs.actor.state_dict().items():
+            th.testing.assert_close(ours.actor.state_dict()[key], value, atol=1e-5, rtol=0.0)
+
+    def test_other_models_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"must be a stable_baselines3\.SAC, an sb3_contrib\.TQC, or a file of one"):
+            SoftAC.from_sb3(TD3("MlpPolicy", RandomEnv(), device="cpu", buffer_size=10))
