@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
@@ -272,7 +273,13 @@ class SoftAC(SoftAlgorithm):
         return self
 
     @classmethod
-    def from_sb3(cls: type[SelfSoftAC], sac: Any, *, trusted: bool = False, **ours: Any) -> SelfSoftAC:
+    def from_sb3(
+        cls: type[SelfSoftAC],
+        sac: OffPolicyAlgorithm | str | pathlib.Path | io.BufferedIOBase,
+        *,
+        trusted: bool = False,
+        **ours: Any,
+    ) -> SelfSoftAC:
         """Take over a model of SB3's ``SAC`` or sb3-contrib's ``TQC``: weights, targets, optimizers, temperature and counters.
 
         Environment and replay buffer are handed over, not copied; a file has none. A learned temperature continues in SB3's
