@@ -191,7 +191,7 @@ class TestFromSB3:
 
     def test_what_cannot_be_taken_over(self) -> None:
         with pytest.raises(ValueError, match="`sac` is a SoftAC"):
-            SoftAC.from_sb3(make_model())  # type: ignore[arg-type]  # the mistake under test
+            SoftAC.from_sb3(make_model())
         with pytest.raises(ValueError, match="`value_network` is True"):
             SoftAC.from_sb3(make_sac(), value_network=True)
         with pytest.raises(ValueError, match="`policy_kwargs` do not fit"):
