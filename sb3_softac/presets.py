@@ -167,6 +167,29 @@ TQC = _preset(
     policy_kwargs={"net_arch": [256, 256], "critic_head": "quantile", "n_quantiles": 25},
 )
 
+#: sb3-contrib's CrossQ (1902.05605): batch renormalisation instead of target networks
+CROSSQ = _preset(
+    _COMMON,
+    learning_rate=1e-3,
+    learning_starts=100,
+    bootstrap="joint",
+    policy_delay=3,
+    ent_coef="auto",
+    ent_coef_update="log",
+    target_entropy="auto",
+    policy_kwargs={
+        "net_arch": {"pi": [256, 256], "qf": [1024, 1024]},
+        "normalization": "batch_renorm",
+        "optimizer_kwargs": {"betas": (0.5, 0.999)},
+    },
+)
+
+#: the same with critics that fit a CPU
+CROSSQ_SMALL = _preset(
+    CROSSQ,
+    policy_kwargs={**CROSSQ["policy_kwargs"], "net_arch": [256, 256]},
+)
+
 #: 2110.02034: two critics with dropout and layer normalisation, 20 updates per step
 DROQ = _preset(
     REDQ,
@@ -229,6 +252,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "redq": REDQ,
         "droq": DROQ,
         "tqc": TQC,
+        "crossq": CROSSQ,
+        "crossq_small": CROSSQ_SMALL,
     }
 )
 

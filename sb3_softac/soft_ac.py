@@ -23,6 +23,7 @@ from sb3_softac.update import (
     ActorCriticSettings,
     ActorCriticUpdate,
     ActorQ,
+    Bootstrap,
     CriticReduction,
     TemperatureUpdate,
     Update,
@@ -70,6 +71,8 @@ class SoftAC(SoftAlgorithm):
     :param device: PyTorch device
     :param _init_setup_model: build networks and buffer now
     :param value_network: learn V(s) and bootstrap from a target V instead of target critics (1801.01290)
+    :param bootstrap: from ``"target"`` networks, or ``"joint"``: from the critics themselves, in one pass with the values that
+        are trained, which needs batch normalisation (CrossQ, 1902.05605)
     :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
         over the target critics; None is ``"min"``, with quantile critics ``"mean"``
     :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``; quantiles are pooled instead
@@ -105,7 +108,7 @@ class SoftAC(SoftAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     sb3_equivalents = SB3_EQUIVALENTS
-    fixed_options = ConfiguredAlgorithm.fixed_options | {"value_network", "use_sde", "soft_n_step"}
+    fixed_options = ConfiguredAlgorithm.fixed_options | {"value_network", "bootstrap", "use_sde", "soft_n_step"}
     value_net: ValueNetwork | None = policy_network("value_net")
     value_net_target: ValueNetwork | None = policy_network("value_net_target")
     #: the gradient step; a subclass may replace it
@@ -143,6 +146,7 @@ class SoftAC(SoftAlgorithm):
         _init_setup_model: bool = True,
         *,
         value_network: bool = False,
+        bootstrap: Bootstrap = "target",
         actor_q: ActorQ | None = None,
         target_q: CriticReduction = "min",
         target_subset: int | None = None,
@@ -166,6 +170,7 @@ class SoftAC(SoftAlgorithm):
         self.target_update_interval = target_update_interval
         self.target_entropy = target_entropy
         self.value_network = value_network
+        self.bootstrap: Bootstrap = bootstrap
         self.actor_q: ActorQ | None = actor_q
         self.target_q: CriticReduction = target_q
         self.target_subset = target_subset
@@ -225,6 +230,8 @@ class SoftAC(SoftAlgorithm):
         return {"use_sde": self.use_sde, "value_network": self.value_network}
 
     def _setup_model(self) -> None:
+        if self.bootstrap == "joint":
+            self.policy_kwargs = {**self.policy_kwargs, "target_networks": False}
         super()._setup_model()
         self._check_target_subset()
 
@@ -245,6 +252,7 @@ class SoftAC(SoftAlgorithm):
             target_q=self.target_q,
             target_subset=self.target_subset,
             n_dropped=self.top_quantiles_to_drop_per_net,
+            bootstrap=self.bootstrap,
         )
         return self.update_class(self.policy, self.temperature, settings)
 

@@ -113,10 +113,13 @@ LISTED: dict[str, dict[str, Any]] = {
         "learning_starts": 100,
         "gradient_steps": 1,
     },
+    "crossq": {"bootstrap": "joint", "policy_delay": 3, "learning_rate": 1e-3, "actor_q": "min", "ent_coef_update": "log"},
+    "crossq_small": {"bootstrap": "joint", "policy_delay": 3, "learning_rate": 1e-3, "actor_q": "min", "batch_size": 256},
 }
 HIDDEN = {"spinningup_v1": [400, 300], "sigaud": [256]}
 N_CRITICS = {"redq": 10}
 N_OUTPUTS = {"tqc": 25}
+OF_CRITICS = {"crossq": [1024, 1024]}
 TRAIN_FREQ = {"spinningup_v1": (1, "episode"), "spinningup": (50, "step"), "slc": (100, "step"), "slc_code": (100, "step")}
 
 
@@ -139,7 +142,7 @@ class TestListedValues:
         shapes = [tuple(p.shape) for n, p in model.critic.named_parameters() if n.endswith("weight") and p.ndim == 3]
         n_critics = N_CRITICS.get(name, 2)
         assert [shape[0] for shape in shapes] == [n_critics] * len(shapes)
-        assert [shape[2] for shape in shapes if shape[1] != 1] == [*hidden, N_OUTPUTS.get(name, 1)]
+        assert [shape[2] for shape in shapes if shape[1] != 1] == [*OF_CRITICS.get(name, hidden), N_OUTPUTS.get(name, 1)]
         assert preset["buffer_size"] == 1_000_000
         assert preset["gamma"] == 0.99
 
@@ -147,7 +150,7 @@ class TestListedValues:
         kinds = {
             FixedTemperature: {"haarnoja2018", "haarnoja2018_hard", "spinningup_v1", "spinningup"},
             DualTemperature: {"slc"},
-            LogTemperature: {"sb3", "redq", "droq", "tqc"},
+            LogTemperature: {"sb3", "redq", "droq", "tqc", "crossq", "crossq_small"},
             ExpTemperature: {"haarnoja2019", "slc_code", "softlearning", "sigaud"},
         }
         assert {kind: {name for name in LISTED if type(make(name).temperature) is kind} for kind in kinds} == kinds

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
+BATCH_NORMS = ("batch", "batch_renorm")
 DEFAULT_HEAD: dict[str, Any] = {"n_quantiles": 25, "n_atoms": 101, "value_range": (-5.0, 5.0)}
 
 
@@ -75,14 +76,27 @@ def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ..
         if chosen not in encoders and not (isinstance(chosen, type) and hasattr(chosen, "build")):
             refuse("encoder", chosen, f"one of {', '.join(map(repr, encoders))}, or a subclass of sb3_softac.networks.Encoder")
     of_critics = encoder.get("qf", "mlp") if isinstance(encoder, dict) else encoder
-    for name, unused in (("layer_norm", False), ("dropout_rate", 0.0)):
+    for name, unused in (("layer_norm", False), ("dropout_rate", 0.0), ("normalization", None)):
         if of_critics != "mlp" and arguments[name] != unused:
             refuse(name, arguments[name], f"{unused} with `encoder`={of_critics!r}, which has layers of its own")
+    _check_normalization(arguments)
     head = arguments["critic_head"]
     if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
         allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
         refuse("critic_head", head, allowed)
     _check_head(head, arguments)
+
+
+def _check_normalization(arguments: Mapping[str, Any]) -> None:
+    normalization = arguments["normalization"]
+    if isinstance(normalization, Mapping) and not set(normalization) <= {"pi", "qf"}:
+        refuse("normalization", normalization, "a name, None, or a dict with the keys 'pi' and 'qf'")
+    for chosen in normalization.values() if isinstance(normalization, Mapping) else [normalization]:
+        if chosen not in (None, "layer", *BATCH_NORMS):
+            refuse("normalization", chosen, f"None, 'layer', {', '.join(map(repr, BATCH_NORMS))}, or a dict of these")
+    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
+    if arguments["layer_norm"] and of_critics not in (None, "layer"):
+        refuse("layer_norm", True, f"False with `normalization`={normalization!r}")
 
 
 def _check_head(head: Any, arguments: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Checks of the options of ``SoftAC``."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
-from sb3_softac.arguments.policy import DEFAULT_HEAD
+from sb3_softac.arguments.policy import BATCH_NORMS, DEFAULT_HEAD
 
 #: as in sb3-contrib's TQC
 DEFAULT_DROPPED = 2
@@ -67,6 +68,30 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"actor_q": actor_q, "top_quantiles_to_drop_per_net": n_dropped}
 
 
+def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
+    """Without target networks nothing follows them."""
+    check_choice("bootstrap", arguments["bootstrap"], ("target", "joint"))
+    policy_kwargs = arguments["policy_kwargs"] or {}
+    normalization = policy_kwargs.get("normalization")
+    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
+    if of_critics in BATCH_NORMS and arguments["batch_size"] == 1:
+        refuse("batch_size", 1, f"at least 2 with `normalization`={normalization!r}, which needs the variance of a batch")
+    if arguments["bootstrap"] == "target":
+        return
+    without_meaning = {"value_network": False, "tau": 0.005, "target_update_interval": 1}
+    for name, default in without_meaning.items():
+        if arguments[name] != default:
+            refuse(name, arguments[name], f"{default} with `bootstrap='joint'`, which has no target networks")
+    if arguments["actor_q"] == "target_min":
+        refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `bootstrap='joint'`, which has no target networks")
+    if of_critics not in BATCH_NORMS and policy_kwargs.get("encoder", "mlp") == "mlp":
+        warnings.warn(
+            "`bootstrap` is 'joint' without batch normalisation in the critics, and such critics often diverge: "
+            "policy_kwargs={'normalization': 'batch_renorm'} helps.",
+            stacklevel=2,
+        )
+
+
 def check_arguments(
     arguments: Mapping[str, Any],
     observation_space: spaces.Space[Any],
@@ -94,6 +119,7 @@ def check_arguments(
     if arguments["soft_n_step"] and normal["n_steps"] == 1:
         refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
     normal |= _check_reductions(arguments)
+    _check_bootstrap(arguments)
     if arguments["value_network"] and arguments["actor_q"] == "target_min":
         refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `value_network=True`, which has no target critics")
     if not arguments["value_network"] and arguments["value_learning_rate"] is not None:

@@ -90,14 +90,20 @@ class SoftPolicy(BasePolicy):
         chosen = self.encoder.get(network, "mlp") if isinstance(self.encoder, dict) else self.encoder
         return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
 
+    def _regularisation(self, network: str) -> dict[str, Any]:
+        """Options of the hidden layers of actor (``"pi"``) or critics (``"qf"``) that are not left out."""
+        chosen = self.regularisation_kwargs["normalization"]
+        normalization = chosen.get(network) if isinstance(chosen, dict) else chosen
+        of_critics = network == "qf"
+        if of_critics and self.regularisation_kwargs["layer_norm"]:
+            normalization = "layer"
+        dropout_rate = self.regularisation_kwargs["dropout_rate"] if of_critics else 0.0
+        options = {"normalization": normalization, "dropout_rate": dropout_rate}
+        return {name: value for name, value in options.items() if value}
+
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:
-        regularisation = {name: value for name, value in self.regularisation_kwargs.items() if value}
-        kwargs = {
-            **self.critic_kwargs,
-            **self.init_kwargs,
-            "encoder": self._encoder("qf", **regularisation),
-            "head": make_head(self.critic_head, self.head_kwargs),
-        }
+        kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **self._regularisation("qf"))}
+        kwargs["head"] = make_head(self.critic_head, self.head_kwargs)
         return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
     def set_training_mode(self, mode: bool) -> None:

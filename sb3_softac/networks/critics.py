@@ -15,6 +15,7 @@ from sb3_softac.networks.actors import MakeEncoder, initialise_network
 from sb3_softac.networks.encoders import MLP, are_plain, largest_layer
 from sb3_softac.networks.ensemble import CriticIndices, EnsembleLinear, WeightInit, choose, number_chosen
 from sb3_softac.networks.heads import CriticHead, ScalarHead
+from sb3_softac.networks.normalization import BatchRenorm
 from sb3_softac.networks.preprocessing import WithPreprocessing, make_preprocess
 
 ActionSpace = spaces.Box | spaces.Discrete
@@ -58,6 +59,7 @@ class Ensemble(nn.Module):
             type(hidden) is MLP
             and matmul.worth_onednn(inputs, self.largest_layer)
             and "forward" not in vars(hidden)
+            and not any(isinstance(layer, BatchRenorm) for layer in hidden)
             and are_plain((*hidden, self.output))
         ):
             return self._one_by_one(hidden, inputs, indices)

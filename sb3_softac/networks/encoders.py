@@ -29,6 +29,7 @@ from sb3_softac.networks.ensemble import (
     make_linear,
     number_chosen,
 )
+from sb3_softac.networks.normalization import WARM_UP_STEPS, BatchRenorm
 
 MakeActivation = Callable[[], nn.Module]
 
@@ -97,30 +98,39 @@ class Encoder(nn.Sequential, ABC):
 class MLP(Encoder):
     """Linear layers with an activation after each.
 
-    Hidden layers are linear → dropout → layer normalisation → activation, the order of DroQ (2110.02034).
+    Hidden layers are linear → dropout → layer normalisation → activation, the order of DroQ (2110.02034). Batch normalisation
+    comes before each linear layer, and once at the end, as in CrossQ (1902.05605).
     """
 
-    def build(  # type: ignore[override]  # of all options it has these two
+    def build(  # type: ignore[override]  # of all options it has these
         self,
         in_features: int,
         net_arch: list[int],
         activation_fn: MakeActivation,
         layer_norm: bool = False,
         dropout_rate: float = 0.0,
+        normalization: str | None = None,
     ) -> int:
         """Add the layers.
 
-        :param layer_norm: normalise the hidden layers
+        :param layer_norm: the same as ``normalization="layer"``
+        :param normalization: ``"layer"``, ``"batch"``, ``"batch_renorm"`` or None
         :param dropout_rate: probability of dropping a hidden unit, 0 for no dropout
         """
+        of_batches = normalization in ("batch", "batch_renorm")
+        warmup_steps = WARM_UP_STEPS if normalization == "batch_renorm" else None
         for units in net_arch:
+            if of_batches:
+                self.append(BatchRenorm(in_features, self.n_networks, warmup_steps))
             self.append(make_linear(in_features, units, self.n_networks))
             if dropout_rate > 0.0:
                 self.append(Dropout(dropout_rate))
-            if layer_norm:
+            if layer_norm or normalization == "layer":
                 self.append(make_layer_norm(units, self.n_networks))
             self.append(activation_fn())
             in_features = units
+        if of_batches:
+            self.append(BatchRenorm(in_features, self.n_networks, warmup_steps))
         return in_features
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:

@@ -120,7 +120,8 @@ def make_layer_norm(features: int, n_networks: int | None) -> nn.LayerNorm | Ens
 
 def apply_layer(layer: nn.Module, values: th.Tensor, indices: CriticIndices) -> th.Tensor:
     """Call a layer of one network or of an ensemble."""
-    result: Any = layer(values, indices) if isinstance(layer, EnsembleLinear | EnsembleLayerNorm) else layer(values)
+    takes_indices = isinstance(layer, EnsembleLinear | EnsembleLayerNorm) or getattr(layer, "n_networks", None) is not None
+    result: Any = layer(values, indices) if takes_indices else layer(values)
     return result  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
 
 

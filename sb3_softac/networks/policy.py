@@ -58,7 +58,8 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
     :param log_std_mode: ``"state"`` for a log σ that depends on the state, ``"free"`` for one learned vector
     :param log_std_bounds: lowest and highest log σ
     :param log_std_bounding: how log σ is kept there: ``"clamp"`` or ``"tanh"``
-    :param layer_norm: layer normalisation in the critics' hidden layers
+    :param normalization: of the hidden layers: ``"layer"``, ``"batch"``, ``"batch_renorm"``, None, or ``dict(pi=..., qf=...)``
+    :param layer_norm: layer normalisation in the critics' hidden layers, ``normalization=dict(qf="layer")``
     :param dropout_rate: dropout in the hidden layers of the critics and their targets (2110.02034)
     :param weight_init: linear layers of all networks behind the features extractor: ``"default"`` (PyTorch's),
         ``"orthogonal"`` or ``"xavier"``
@@ -100,6 +101,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         log_std_mode: LogStdMode = "state",
         log_std_bounds: tuple[float, float] = DEFAULT_LOG_STD_BOUNDS,
         log_std_bounding: LogStdBounding = "clamp",
+        normalization: str | dict[str, str | None] | None = None,
         layer_norm: bool = False,
         dropout_rate: float = 0.0,
         weight_init: WeightInit = "default",
@@ -120,7 +122,11 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             "log_std_bounds": tuple(log_std_bounds),
             "log_std_bounding": log_std_bounding,
         }
-        self.regularisation_kwargs = {"layer_norm": layer_norm, "dropout_rate": dropout_rate}
+        self.regularisation_kwargs = {
+            "normalization": normalization,
+            "layer_norm": layer_norm,
+            "dropout_rate": dropout_rate,
+        }
         super().__init__(
             observation_space,
             action_space,  # type: ignore[arg-type]  # SB3 only passes it on
@@ -180,9 +186,14 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
         if isinstance(self.action_space, spaces.Discrete):
-            kwargs = {**self.net_args, **self.init_kwargs, "encoder": self._encoder("pi")}
+            kwargs = {**self.net_args, **self.init_kwargs, "encoder": self._encoder("pi", **self._regularisation("pi"))}
             return CategoricalActor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
-        kwargs = {**self.actor_kwargs, **self.log_std_kwargs, **self.init_kwargs, "encoder": self._encoder("pi")}
+        kwargs = {
+            **self.actor_kwargs,
+            **self.log_std_kwargs,
+            **self.init_kwargs,
+            "encoder": self._encoder("pi", **self._regularisation("pi")),
+        }
         return Actor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
 
     def make_value_network(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:

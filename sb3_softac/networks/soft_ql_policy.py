@@ -107,7 +107,8 @@ class SoftQLPolicy(SoftPolicy):
     :param n_quantiles: quantiles of each quantile critic
     :param n_atoms: atoms of each categorical critic
     :param value_range: the smallest and the largest return that a categorical critic knows
-    :param layer_norm: layer normalisation in the critics' hidden layers
+    :param normalization: of the hidden layers: ``"layer"``, ``"batch"``, ``"batch_renorm"``, None, or ``dict(pi=..., qf=...)``
+    :param layer_norm: layer normalisation in the critics' hidden layers, ``normalization=dict(qf="layer")``
     :param dropout_rate: dropout in the hidden layers of the critics and their targets
     :param weight_init: linear layers behind the features extractor: ``"default"`` (PyTorch's), ``"orthogonal"`` or
         ``"xavier"``
@@ -139,6 +140,7 @@ class SoftQLPolicy(SoftPolicy):
         n_quantiles: int = 25,
         n_atoms: int = 101,
         value_range: tuple[float, float] = (-5.0, 5.0),
+        normalization: str | dict[str, str | None] | None = None,
         layer_norm: bool = False,
         dropout_rate: float = 0.0,
         weight_init: WeightInit = "default",
@@ -162,7 +164,11 @@ class SoftQLPolicy(SoftPolicy):
         self.encoder, self.critic_head, self.sampler = encoder, critic_head, sampler
         self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
-        self.regularisation_kwargs = {"layer_norm": layer_norm, "dropout_rate": dropout_rate}
+        self.regularisation_kwargs = {
+            "normalization": normalization,
+            "layer_norm": layer_norm,
+            "dropout_rate": dropout_rate,
+        }
         self.sampler_kwargs = {"noise_dim": noise_dim, "n_particles": kernel_particles}
         sampler_arch, critic_arch = get_actor_critic_arch(net_arch)
         self.net_args = {
@@ -187,7 +193,12 @@ class SoftQLPolicy(SoftPolicy):
         if isinstance(self.action_space, spaces.Discrete):
             return BoltzmannActor(self).to(self.device)
         sampler = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
-        kwargs = {**self.net_args, **self.init_kwargs, **self.sampler_kwargs, "encoder": self._encoder("pi")}
+        kwargs = {
+            **self.net_args,
+            **self.init_kwargs,
+            **self.sampler_kwargs,
+            "encoder": self._encoder("pi", **self._regularisation("pi")),
+        }
         return sampler(**self._update_features_extractor(kwargs)).to(self.device)
 
     def trained_networks(self) -> dict[str, Any]:

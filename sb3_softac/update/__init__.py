@@ -3,7 +3,7 @@
 Knows of networks only what it needs to call them, and nothing of SB3's algorithms.
 """
 
-from sb3_softac.update.actor_critic import ActorCriticSettings, ActorCriticUpdate, ActorQ
+from sb3_softac.update.actor_critic import ActorCriticSettings, ActorCriticUpdate, ActorQ, Bootstrap
 from sb3_softac.update.base import Numbers, Settings, Update
 from sb3_softac.update.losses import CriticReduction
 from sb3_softac.update.soft_q import SoftQNoise, SoftQSettings, SoftQUpdate, ValueProposal
@@ -21,6 +21,7 @@ __all__ = [
     "ActorCriticSettings",
     "ActorCriticUpdate",
     "ActorQ",
+    "Bootstrap",
     "CriticReduction",
     "FixedTemperature",
     "Kernel",

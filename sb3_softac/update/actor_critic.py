@@ -19,6 +19,7 @@ from sb3_softac.update.losses import Atoms, CriticReduction
 from sb3_softac.update.temperature import Temperature
 
 ActorQ = Literal["min", "mean", "first", "target_min"]
+Bootstrap = Literal["target", "joint"]
 
 FIRST_CRITIC = slice(0, 1)
 
@@ -32,6 +33,8 @@ class ActorCriticSettings(Settings):
     target_subset: int | None = None
     #: quantiles of each critic that are left out of targets, at the top
     n_dropped: int = 0
+    #: from target networks, or from the critics themselves, in one pass with the values that are trained
+    bootstrap: Bootstrap = "target"
 
 
 class Noise(NamedTuple):
@@ -62,6 +65,8 @@ class ActorCriticUpdate(Update):
     def __init__(self, networks: Any, temperature: Temperature, settings: ActorCriticSettings) -> None:
         super().__init__(networks, temperature, settings)
         discrete = isinstance(networks.action_space, spaces.Discrete)
+        self.discrete = discrete
+        self.needs_targets = settings.bootstrap == "target"
         self._soft_value = losses.discrete_soft_value if discrete else losses.soft_value
         self._actor_loss = losses.discrete_actor_loss if discrete else losses.actor_loss
 
@@ -80,22 +85,28 @@ class ActorCriticUpdate(Update):
         optimizer_step: OptimizerStep = plain_step,
     ) -> Metrics:
         """One gradient step. Every loss uses the temperature and the actor from before it; parameters as in ``Update``."""
-        noise = noise or DRAWN_INSIDE
+        joint = self.settings.bootstrap == "joint"
+        if noise is None:  # where it is drawn inside, it comes in the order of `draw_noise`
+            noise = self.draw_noise(len(batch.rewards), flags) if joint else DRAWN_INSIDE
         networks = self.networks
         ent_coef = self.temperature.at_most(numbers.ent_coef_max).clone()
         metrics = {"ent_coef": ent_coef}
         if networks.use_sde:
             networks.actor.reset_noise()
         pi = None
-        if flags.actor or networks.value_net is not None:
-            pi = networks.actor.action_distribution(batch.observations, noise.observations)
-            metrics |= pi.metrics()
-        target = self.bellman_target(batch, ent_coef, noise, numbers)
-        if networks.value_net is not None:
-            metrics |= self.update_value_network(batch, pi, ent_coef, noise, numbers, optimizer_step)
-        metrics |= self.update_critics(batch, target, numbers, optimizer_step)
+        if not joint and (flags.actor or networks.value_net is not None):
+            pi = self.act(batch, noise)
+        if joint:
+            outputs, target = self.joint_pass(batch, ent_coef, noise, numbers)
+            metrics |= self.fit_critics(outputs, target, numbers, optimizer_step)
+        else:
+            target = self.bellman_target(batch, ent_coef, noise, numbers)
+            if networks.value_net is not None:
+                metrics |= self.update_value_network(batch, pi, ent_coef, noise, numbers, optimizer_step)
+            metrics |= self.update_critics(batch, target, numbers, optimizer_step)
         if flags.actor:
-            assert pi is not None
+            pi = self.act(batch, noise) if pi is None else pi
+            metrics |= pi.metrics()
             metrics |= self.update_actor(batch, pi, ent_coef, numbers, optimizer_step)
             metrics |= self.update_temperature(pi, numbers, optimizer_step)
         if flags.targets:
@@ -104,13 +115,48 @@ class ActorCriticUpdate(Update):
 
     # --- its parts -------------------------------------------------------------------------------------------------
 
+    def act(self, batch: Batch, noise: Noise) -> Any:
+        """π(·|s), with a fresh action."""
+        with self.batch_statistics(self.networks.actor):
+            return self.networks.actor.action_distribution(batch.observations, noise.observations)
+
+    def joint_pass(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> tuple[th.Tensor, Any]:
+        """Outputs of the critics at (s, a), (N, B, k), and y from those at (s', ã'), out of one pass (1902.05605).
+
+        So the statistics of batch normalisation are those of the mixture of both; the pass of the next action keeps to the
+        running ones.
+        """
+        networks, settings, size = self.networks, self.settings, len(batch.rewards)
+        with th.no_grad():
+            pi = networks.actor.action_distribution(batch.next_observations, noise.next_observations)
+        actions = None if self.discrete else th.cat([batch.actions, pi.actions])
+        with self.batch_statistics(networks.critic):
+            outputs = networks.critic.outputs(both(batch.observations, batch.next_observations), actions)
+        current, following = outputs[:, :size], outputs[:, size:].detach()
+        if self.discrete:
+            index = batch.actions.reshape(1, -1, 1, 1).expand(len(current), -1, 1, current.shape[-1])
+            current = current.gather(2, index).squeeze(2)
+        with th.no_grad():
+            chosen = self.target_critics(noise.critic_indices)
+            following = following if chosen is None else following[chosen]
+            if networks.critic.head.is_distribution:
+                how = settings.target_q, settings.n_dropped
+                next_value: Any = networks.critic.head.soft_atoms(following, pi.log_prob, ent_coef, *how)
+            else:
+                q = losses.reduce_critics(networks.critic.head.expected_value(following), settings.target_q)
+                next_value = self._soft_value(q, pi.log_prob, ent_coef)
+            return current, self.discounted(batch, next_value, ent_coef, noise, numbers)
+
     @th.no_grad()
     def bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> Any:
         """y = k·r + γ(1 − d)·V(s'), (B,), with V the target value network or the soft value of the target critics.
 
         With critics that are distributions V(s') and y are, too.
         """
-        next_value = self.next_value(batch, ent_coef, noise)
+        return self.discounted(batch, self.next_value(batch, ent_coef, noise), ent_coef, noise, numbers)
+
+    def discounted(self, batch: Batch, next_value: Any, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> Any:
+        """y out of V(s') or its distribution."""
         values, weights = next_value if isinstance(next_value, Atoms) else (next_value, None)
         target = losses.bellman_target(batch.rewards, batch.dones, batch.discounts, values, numbers.reward_scale)
         if batch.later_observations is not None:
@@ -215,3 +261,10 @@ class ActorCriticUpdate(Update):
     def draw_critic_indices(self) -> th.Tensor:
         """The random subset of critics that a target is taken over, (M,)."""
         return th.randperm(self.networks.critic.n_critics, device=self.device)[: self.settings.target_subset]
+
+
+def both(observations: Any, others: Any) -> Any:
+    """Two batches of observations as one."""
+    if isinstance(observations, dict):
+        return {key: th.cat([part, others[key]]) for key, part in observations.items()}
+    return th.cat([observations, others])

@@ -8,6 +8,7 @@ compile it, or capture it in a CUDA graph.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from sb3_softac.engine import Metrics, OptimizerStep, UpdateFlags, torch_interna
 from sb3_softac.engine.optimizers import clip, gradients_of
 from sb3_softac.engine.optimizers import step as plain_step
 from sb3_softac.replay import Batch
+from sb3_softac.update.statistics import batch_norm_layers, batch_statistics
 from sb3_softac.update.temperature import LearnedTemperature, Temperature
 
 
@@ -74,6 +76,7 @@ class Update(ABC):
         self.reward_scale = 1.0
         self.max_grad_norm = math.inf
         self._target_tensors: tuple[list[th.Tensor], ...] | None = None
+        self._batch_norms: dict[int, list[Any]] = {}
 
     @property
     def device(self) -> th.device:
@@ -111,6 +114,14 @@ class Update(ABC):
     def refresh(self) -> None:
         """Forget what was looked up in the networks, because some of them have been replaced."""
         self._target_tensors = None
+        self._batch_norms = {}
+
+    def batch_statistics(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Within it batch normalisation in ``network`` uses the statistics of its batch."""
+        layers = self._batch_norms.get(id(network))
+        if layers is None:
+            layers = self._batch_norms[id(network)] = batch_norm_layers(network)
+        return batch_statistics(layers) if layers else nullcontext()
 
     @abstractmethod
     def draw_noise(self, batch_size: int, flags: UpdateFlags) -> Any:
@@ -171,8 +182,15 @@ class Update(ABC):
         self, batch: Batch, target: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
     ) -> dict[str, th.Tensor]:
         """One optimizer step of all critics towards y, (B,), or the distribution of y."""
+        with self.batch_statistics(self.networks.critic):
+            outputs = self.networks.critic.outputs(batch.observations, batch.actions)
+        return self.fit_critics(outputs, target, numbers, optimizer_step)
+
+    def fit_critics(
+        self, outputs: th.Tensor, target: Any, numbers: Numbers, optimizer_step: OptimizerStep = plain_step
+    ) -> dict[str, th.Tensor]:
+        """One optimizer step of all critics, whose outputs at (s, a) are (N, B, k)."""
         critic = self.networks.critic
-        outputs = critic.outputs(batch.observations, batch.actions)
         loss = critic.head.loss(outputs, target)
         grad_norm = self.minimise(loss, critic, numbers, optimizer_step)
         q_value = critic.head.expected_value(outputs.detach()).mean()
