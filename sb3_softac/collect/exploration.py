@@ -59,14 +59,17 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
 
         :raises RuntimeError: an environment in another process has died
         """
-        self._before_rollout()
         try:
-            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-            if not rollout.continue_training:
-                self._store_last_step(callback.locals)
-        except BaseException as error:
-            self._interrupt_episode()
-            if isinstance(error, (EOFError, ConnectionError)) and (dead := dead_workers(env)):
+            self._before_rollout()
+            try:
+                rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+                if not rollout.continue_training:
+                    self._store_last_step(callback.locals)
+            except BaseException:
+                self._interrupt_episode()
+                raise
+        except (EOFError, ConnectionError) as error:
+            if dead := dead_workers(env):
                 raise RuntimeError(
                     f"{dead} The replay buffer is whole, with {self.replay_buffer.size() if self.replay_buffer else 0:,} "
                     f"rows up to step {self.num_timesteps:,}, and so are checkpoints and the model, but not the environments."
