@@ -16,6 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.collect import StoredUpTo
@@ -302,14 +303,26 @@ def _build(
 
 
 def _compare(model: Any, name: str, value: Any) -> None:
-    saved = getattr(model, name)
-    if name == "policy_kwargs":
-        saved = {key: saved.get(key) for key in value} if isinstance(value, dict) else saved
-    if repr(saved) != repr(value):
+    saved, given = getattr(model, f"_{name}" if name == "stats_window_size" else name), value
+    if name in ("policy_kwargs", "replay_buffer_kwargs"):
+        given = dict(value or {})
+        saved = {key: saved[key] for key in saved if key in given or name != "policy_kwargs"}
+    elif name == "target_entropy" and value == "auto" and saved == model._automatic_target_entropy:
+        saved = value
+    elif isinstance(saved, TrainFreq):
+        saved, given = (saved.frequency, saved.unit.value), (value, "step") if isinstance(value, int) else value
+    if repr(_lists(saved)) != repr(_lists(given)):
         raise ValueError(
-            f"`{name}` is {value!r}, but the run has {getattr(model, name)!r}: `resume` goes on with what the run has; a new "
-            "model with the other value can `warm_start` from it."
+            f"`{name}` is {value!r}, but the run has {getattr(model, name, saved)!r}: `resume` goes on with what the run has; "
+            "a new model with the other value can `warm_start` from it."
         )
+
+
+def _lists(value: Any) -> Any:
+    """With lists in the place of tuples, and keys in order."""
+    if isinstance(value, dict):
+        return {key: _lists(value[key]) for key in sorted(value, key=str)}
+    return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _restore_environment(model: Any, checkpoint: Checkpoint) -> None:
