@@ -3,8 +3,8 @@
     python benchmarks/soak.py --output docs/soak.json
 
 Four environments that cost almost nothing, the smallest network, a checkpoint every 10,000 steps. The training runs in a
-process, which is killed (SIGKILL) at random moments, half of them close to where a checkpoint is written, and started again;
-each process goes on from the newest checkpoint. Then the last weights, optimizers and transitions are compared with those of a
+process, which is killed (SIGKILL) at random moments, every second one close to where a checkpoint is written, and started
+again; each process goes on from the newest checkpoint. Then the last weights, optimizers and transitions are compared with those of a
 training in one go, whose memory is measured on the way: 1 per mille of the steps, 10 %, 20 %, ... --steps and --kills ask for
 less of both.
 """
@@ -147,25 +147,25 @@ def newest(folder: Path) -> int:
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
 
 
-def run_with_kills(folder: Path, options: argparse.Namespace) -> int:
-    """Kill a training at random moments, spread over its steps; how often it died of it."""
+def run_with_kills(folder: Path, options: argparse.Namespace, seconds: float) -> int:
+    """Kill a training at random moments, spread over its steps; how often it died of it.
+
+    :param seconds: that the training takes without kills
+    """
     generator, kills = random.Random(options.seed), 0
     n_checkpoints = options.steps // options.save_freq
     while kills < options.kills:
         process = start(folder, options)
         target = n_checkpoints * (kills + generator.random()) / (options.kills + 1) * options.save_freq
-        before, seen = newest(folder), time.monotonic()
-        interval = 1.0
+        before = newest(folder)
         while process.poll() is None and ((reached := newest(folder)) <= target or reached == before):
             time.sleep(0.005)
-            if reached != before and (now := time.monotonic()) > seen:
-                interval, seen = min(interval, now - seen), now
         if kills % 2:  # every second one is aimed at where a checkpoint is written
             while process.poll() is None and not (folder / "writing").exists():
                 time.sleep(0.0005)
             time.sleep(generator.uniform(0.0, 0.02))
         else:
-            time.sleep(generator.uniform(0.0, interval))
+            time.sleep(generator.uniform(0.0, seconds / n_checkpoints))
         process.kill()
         if process.wait() == 0:
             print("It has come to its end before it was killed so often.", flush=True)
@@ -190,7 +190,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         seconds = time.monotonic() - began
         print(f"without kills: {seconds:.0f} s", flush=True)
         began = time.monotonic()
-        kills = run_with_kills(killed, options)
+        kills = run_with_kills(killed, options, seconds)
         expected, found = (json.loads((folder / "result.json").read_text()) for folder in (whole, killed))
         rows = [line.split() for line in (whole / "memory").read_text().splitlines()]
         rss = {int(steps): float(megabytes) for steps, megabytes, _ in rows}
