@@ -2,10 +2,10 @@
 
     python benchmarks/checkpoint_cost.py --output docs/checkpoint-cost.csv
 
-A buffer of 10^6 transitions (observations of 17 numbers in float64, actions of 6 in float32; 310 MB) is filled with random ones,
-and networks of the usual size (2 x 256) have their optimizers. The first checkpoint writes all of it; each of the others what
-10,000 further steps have brought, while the ring overwrites its oldest. Environments, updates and evaluations are not part of
-it. --transitions asks for less.
+A buffer of 10^6 transitions (observations of 17 numbers in float64, actions of 6 in float32; 310 MB) is filled with random
+ones, and networks of the usual size (2 x 256) have their optimizers. The first checkpoint writes all of it; each of the others
+what 10,000 further steps have brought, while the ring overwrites its oldest. Environments, updates and evaluations are not
+part of it. --transitions asks for less.
 """
 
 import argparse

@@ -4,9 +4,9 @@
 
 Four environments that cost almost nothing, the smallest network, a checkpoint every 10,000 steps. The training runs in a
 process, which is killed (SIGKILL) at random moments, every second one close to where a checkpoint is written, and started
-again; each process goes on from the newest checkpoint. Then the last weights, optimizers and transitions are compared with those of a
-training in one go, whose memory is measured on the way: 1 per mille of the steps, 10 %, 20 %, ... --steps and --kills ask for
-less of both.
+again; each process goes on from the newest checkpoint. Then the last weights, optimizers and transitions are compared with
+those of a training in one go, whose memory is measured on the way: at 1 per mille of the steps, 10 %, 20 %, ... --steps and
+--kills ask for less of both.
 """
 
 import argparse
