@@ -66,6 +66,7 @@ class SoftAlgorithm(TemperedAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+        self._finish_resumption()  # if there was nothing to do, it is not done yet
         self._read_metrics()
         if log_interval is not None and not self._runtime.dumped and self.logger.name_to_value:
             self.dump_logs()  # no episode has ended that would have done it
@@ -74,12 +75,10 @@ class SoftAlgorithm(TemperedAlgorithm):
     def _steps_to_do(self, total_timesteps: float | None, resets: bool) -> tuple[int, bool]:
         """How many steps this ``learn`` does, and whether they are counted from 0."""
         resumption = self._runtime.resumption
-        if resumption is None or not resumption.waits_for_learn:
+        if resumption is None:
             if total_timesteps is None:
                 raise ValueError("`total_timesteps` is None, but it must be a number of steps: only a resumed model knows it.")
-            self._runtime.resumption = None if resets else resumption
             return check_count("total_timesteps", total_timesteps, 0), resets
-        resumption.waits_for_learn = False
         total = resumption.total_timesteps
         if total_timesteps is not None and total != (total := check_count("total_timesteps", total_timesteps, 0)):
             warnings.warn(

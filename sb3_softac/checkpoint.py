@@ -1,5 +1,6 @@
 """Checkpoints from which a killed training goes on bit for bit: ``ExactCheckpointCallback`` writes, ``resume`` reads them."""
 
+import errno
 import pathlib
 from typing import Any
 
@@ -7,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softac.arguments import check_count
 from sb3_softac.files import SavedAlgorithm, resuming
-from sb3_softac.files.checkpoint import Folder, Lock, new_run, steps_of
+from sb3_softac.files.checkpoint import Folder, Lock, new_run
 from sb3_softac.files.segments import BufferLog
 
 __all__ = ["ExactCheckpointCallback"]
@@ -52,23 +53,32 @@ class ExactCheckpointCallback(BaseCallback):
         assert model.env is not None, "it learns"
         if model.replay_buffer is None:
             raise ValueError("ExactCheckpointCallback needs the replay buffer of the model, but it is None.")
-        resuming.attributes_of(model, {})  # refuses what cannot be written before a step is done
+        resuming.state_of(model, {})  # refuses what cannot be written before a step is done
         runtime = model._runtime
         if runtime.run is None:
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
         place = Folder(self.folder)
-        self._lock = place.claim(runtime.run)
-        newest = max(map(steps_of, place.checkpoints()), default=0)
-        if newest > model.num_timesteps and runtime.resumption is None:
-            self.release()
-            raise ValueError(
-                f"`folder` is {str(self.folder)!r}, which holds a checkpoint of step {newest} of this run, but its steps are "
-                f"counted from {model.num_timesteps} again: choose another folder, or `learn(..., reset_num_timesteps=False)`."
-            )
+        lock = place.claim(runtime.run)
+        try:
+            self._refuse_a_later_one(place)
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
         if runtime.buffer_log is None or runtime.buffer_log.folder.resolve() != place.segments.resolve():
             runtime.buffer_log = BufferLog(place.segments)
         self._is_due, self._newest = False, -1
         runtime.between_rollouts.append(self._between_rollouts)
+
+    def _refuse_a_later_one(self, place: Folder) -> None:
+        """It would be removed, or be taken for the newest."""
+        n_steps = self.model.num_timesteps
+        newest = place.newest_whole() if any(number > n_steps for number in place.numbers()) else -1
+        if newest > n_steps:
+            raise ValueError(
+                f"`folder` is {str(self.folder)!r}, where this run has a checkpoint at {newest:,} steps, but the model is at "
+                f"{n_steps:,}: `resume` goes on from there; what begins again needs another folder."
+            )
 
     def _on_step(self) -> bool:
         if self.n_calls % self.save_freq == 0:
@@ -86,9 +96,15 @@ class ExactCheckpointCallback(BaseCallback):
         """
         model, place = self.model, Folder(self.folder)
         runtime = model._runtime
-        if self._lock is None or not self._lock.holds():
+        if self._lock is None:
+            raise ValueError("`save` writes checkpoints while `learn` runs, but it does not.")
+        if not self._lock.holds():
             raise ValueError(
                 f"`folder` is {str(self.folder)!r}, but another model of this process writes its checkpoints there."
+            )
+        if not self._lock.is_in_place():
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder was removed during the training, and nothing was saved", str(self.folder)
             )
         self._is_due = False
         checkpoint = resuming.take(model, self.folder, runtime.buffer_log, runtime.run)
@@ -101,7 +117,8 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         model = self.model
         try:
-            if self._newest != model.num_timesteps and model._last_obs is not None:
+            # What is resumed and has nothing to do is still as it was read.
+            if model._runtime.resumption is None and self._newest != model.num_timesteps and model._last_obs is not None:
                 self.save()
         finally:
             self.release()

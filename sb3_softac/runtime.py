@@ -32,8 +32,8 @@ class Resumption:
     checkpoint: Any
     #: the number of steps that was asked for
     total_timesteps: int
-    #: False once ``learn`` has been called
-    waits_for_learn: bool = True
+    #: what the caller of ``resume`` has for names in the files
+    custom_objects: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

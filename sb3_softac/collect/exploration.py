@@ -59,14 +59,17 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
 
         :raises RuntimeError: an environment in another process has died
         """
-        self._before_rollout()
         try:
-            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-            if not rollout.continue_training:
-                self._store_last_step(callback.locals)
-        except BaseException as error:
-            self._interrupt_episode()
-            if isinstance(error, (EOFError, ConnectionError)) and (dead := dead_workers(env)):
+            self._before_rollout()
+            try:
+                rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+                if not rollout.continue_training:
+                    self._store_last_step(callback.locals)
+            except BaseException:
+                self._interrupt_episode()
+                raise
+        except (EOFError, ConnectionError) as error:
+            if dead := dead_workers(env):
                 kept = self.replay_buffer.size() if self.replay_buffer is not None else 0
                 last = self._runtime.newest_checkpoint
                 raise RuntimeError(

@@ -9,6 +9,7 @@ checkpoint-000000012000/     one for each kept number of steps
     arrays.safetensors       and their arrays
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,6 +122,13 @@ class Lock:
     def holds(self) -> bool:
         return Lock.held.get(self.folder) is self
 
+    def is_in_place(self) -> bool:
+        """Whether the folder is still the one that was locked."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.folder / "lock"))
+        except OSError:
+            return False
+
     def release(self) -> None:
         if Lock.held.get(self.folder) is self:
             del Lock.held[self.folder]
@@ -150,6 +158,10 @@ class Folder:
     def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
         self.segments = self.path / "segments"
+
+    def numbers(self) -> list[int]:
+        """Of steps, of all that look like checkpoints, the largest first."""
+        return list(map(steps_of, self.checkpoints()))
 
     def checkpoints(self) -> list[pathlib.Path]:
         """All that look like checkpoints, the newest first."""
@@ -193,8 +205,6 @@ class Folder:
 
         :raises OSError: it cannot be written; the older ones are as they were
         """
-        if not self.segments.is_dir():
-            raise FileNotFoundError(2, "the folder was removed during the training, and nothing was saved", str(self.path))
         name = f"{PREFIX}{checkpoint.n_steps:012d}"
         unfinished = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
@@ -219,16 +229,23 @@ class Folder:
             write_through_folder(self.path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._clean(keep, checkpoint.n_steps)
+        self._clean(target, keep)
         return target
 
-    def _clean(self, keep: int, newest: int) -> None:
-        """Remove what no kept checkpoint needs."""
-        kept = [path for path in self.checkpoints() if steps_of(path) <= newest][:keep]
-        for old in set(self.checkpoints()) - set(kept):
+    def newest_whole(self) -> int:
+        """The number of steps of the newest checkpoint that is whole, or -1; damaged ones are passed over in silence."""
+        for path in self.checkpoints():
+            with contextlib.suppress(Damage):
+                return self.read(path).n_steps
+        return -1
+
+    def _clean(self, newest: pathlib.Path, keep: int) -> None:
+        """Remove what no kept checkpoint needs; one that claims more steps than the newest is damaged."""
+        paths = self.checkpoints()
+        for old in [*paths[: paths.index(newest)], *paths[paths.index(newest) + keep :]]:
             shutil.rmtree(old, ignore_errors=True)
-        for left in [*self.path.glob(f".{PREFIX}*.tmp"), *self.path.glob(f".{PREFIX}*.old")]:
-            shutil.rmtree(left, ignore_errors=True)
+        for left in [*self.path.glob(".*.tmp"), *self.path.glob(f".{PREFIX}*.old")]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         needed: set[str] = set()
         for path in self.checkpoints():
             try:

@@ -69,8 +69,8 @@ def _own_state(layer: Any) -> bool:
     return all(callable(getattr(type(layer), name, None)) for name in ("get_state", "set_state"))
 
 
-def _encoder(arrays: Arrays) -> Encoder:
-    encoder = Encoder(arrays, "env", NO_STATE, leave_out_code=True)
+def _encoder(arrays: Arrays, prefix: str = "env") -> Encoder:
+    encoder = Encoder(arrays, prefix, NO_STATE, leave_out_code=True)
     encoder.others["EnvSpec"] = lambda _: {"!": "left"}
     encoder.others["MjModel"] = lambda model: {"!": "mujoco", "is": encoder(_numbers_in(model, LARGE))}
     encoder.others["MjData"] = lambda data: {"!": "mujoco", "is": encoder(_numbers_in(data, PER_CONTACT)), "time": data.time}
@@ -176,28 +176,35 @@ def _ask(env: Any, given: list[Any] | None = None) -> list[Any]:
 def capture(env: VecEnv) -> tuple[Form, Arrays]:
     """What a vector of environments is in the middle of.
 
-    :return: a form with ``"obstacle"``, a sentence, where an environment cannot say it; then nothing else of it is there
+    :return: a form with ``"obstacle"``, a sentence, where a layer or an environment cannot say it; then only the wrappers of
+        the vector are in it, as statistics of observations are, and of these only those that can
     """
     arrays: Arrays = {}
     *above, vector = vec_layers(env)
-    encoder = _encoder(arrays)
-    try:
-        layers = [{"class": type(layer).__name__, "is": encoder.attributes(vars(layer), "")} for layer in above]
-    except UnsavableError as error:
-        return {"obstacle": f"{type(above[-1]).__name__} has {error.what} in `{error.path}`"}, {}
-    try:
-        of_vector = encoder.attributes(vars(vector), "")
-    except UnsavableError as error:
-        return {"layers": layers, "obstacle": f"{type(vector).__name__} has {error.what} in `{error.path}`"}, arrays
+    layers = [_state_of_layer(layer, arrays, f"layer{i}.") for i, layer in enumerate(above)]
+    of_vector = _state_of_layer(vector, arrays, "vector.")
     states = _ask(vector)
-    obstacle = next((state for state in states if isinstance(state, str)), None)
-    if obstacle is not None:
-        return {"layers": layers, "obstacle": obstacle}, arrays
+    obstacles = [layer["obstacle"] for layer in (*layers, of_vector) if "obstacle" in layer]
+    obstacles += [state for state in states if isinstance(state, str)]
+    if obstacles:
+        return {"layers": layers, "obstacle": obstacles[0]}, arrays
     each = []
     for index, (forms, own) in enumerate(states):
         arrays |= {f"{index}.{name}": value for name, value in own.items()}
         each.append(forms)
     return {"layers": layers, "vector": of_vector, "environments": each}, arrays
+
+
+def _state_of_layer(layer: Any, arrays: Arrays, prefix: str) -> dict[str, Form]:
+    """The attributes of a vector or of a wrapper around it, or what stands in the way."""
+    own: Arrays = {}
+    form: dict[str, Form] = {"class": type(layer).__name__}
+    try:
+        form["is"] = _encoder(own, prefix).attributes(vars(layer), "")
+    except UnsavableError as error:
+        return form | {"obstacle": f"{type(layer).__name__} has {error.what} in `{error.path}`"}
+    arrays |= own
+    return form
 
 
 def restore(env: VecEnv, form: Form, arrays: Arrays) -> str | None:
@@ -208,14 +215,14 @@ def restore(env: VecEnv, form: Form, arrays: Arrays) -> str | None:
     :raises Damage: they are built differently
     """
     *above, vector = vec_layers(env)
-    decoder = _decoder(arrays)
     require(len(form.get("layers", ())) == len(above), "the environment has other wrappers")
     for layer, state in zip(above, form["layers"], strict=True):
         require(state["class"] == type(layer).__name__, f"the environment is in {type(layer).__name__} now")
-        decoder.fill(layer, state["is"])
+        if "is" in state:
+            _decoder(arrays).fill(layer, state["is"])
     if "obstacle" in form:
         return str(form["obstacle"])
-    decoder.fill(vector, form["vector"])
+    _decoder(arrays).fill(vector, form["vector"]["is"])
     each = form["environments"]
     require(len(each) == env.num_envs, f"there were {len(each)} environments")
     given = [

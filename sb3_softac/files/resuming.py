@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
+from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.collect import StoredUpTo
@@ -21,7 +24,7 @@ from sb3_softac.errors import DamagedFileError, UntrustedFileError
 from sb3_softac.files import environments, segments
 from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
 from sb3_softac.files.checkpoint import Checkpoint, Folder
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError
+from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError, kind_of
 from sb3_softac.files.reading import built_from, check_optimizers
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.segments import BufferLog
@@ -30,6 +33,8 @@ from sb3_softac.runtime import Resumption, Runtime, SetUp
 
 #: attributes of a model that others are made of, or that the environment has
 NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "replay_buffer", "action_noise", "n_envs"))
+#: what has a state of its own: a callback that holds it does not bring it into its own
+LIVING = (BaseAlgorithm, BaseBuffer, BaseCallback, VecEnv, gym.Env)
 #: attributes of callbacks that the model gives them
 OF_CALLBACKS = ("model", "locals", "globals", "parent", "training_env", "verbose", "logger", "eval_env")
 
@@ -85,18 +90,29 @@ def _settings_of(callback: BaseCallback) -> set[str]:
     return names
 
 
+class _OfCallbacks(Encoder):
+    """Refuses what lives beside a callback, before it is copied."""
+
+    def _object(self, value: Any, path: str, depth: int) -> Form:
+        if isinstance(value, LIVING):
+            raise UnsavableError(path, kind_of(value))
+        return super()._object(value, path, depth)
+
+
 def _state_of_callbacks(root: BaseCallback | None, arrays: Arrays) -> dict[str, Form]:
     forms = {}
     for key, callback in _keys(root):
         skip = {*OF_CALLBACKS, *_settings_of(callback)}
         form: dict[str, Form] = {}
         for name, value in vars(callback).items():
-            if name in skip or isinstance(value, BaseCallback):
+            if name in skip:
                 continue
+            own: Arrays = {}
             try:
-                form[name] = Encoder(arrays, "callback")(value, name)
+                form[name] = _OfCallbacks(own, f"{key}/{name}/")(value, name)
             except UnsavableError:
                 continue  # a progress bar, an open file
+            arrays |= own
         env = getattr(callback, "eval_env", None)
         if isinstance(env, VecEnv):
             form["eval_env"] = _captured(env, arrays, f"{key}/")
@@ -133,7 +149,19 @@ def take(model: Any, folder: pathlib.Path, log: BufferLog, run: dict[str, Any]) 
     """
     model._read_metrics()
     model._follow_options()
-    runtime, arrays = model._runtime, Arrays()
+    arrays: Arrays = {}
+    state = state_of(model, arrays)
+    return Checkpoint(folder, run, model.num_timesteps, state, arrays, log.write(model.replay_buffer, model.num_timesteps))
+
+
+def state_of(model: Any, arrays: Arrays) -> dict[str, Form]:
+    """What :func:`take` takes, but for the transitions.
+
+    :param model: the model
+    :param arrays: where arrays go
+    :raises ValueError: something has no form
+    """
+    runtime = model._runtime
     state: dict[str, Form] = {"attributes": attributes_of(model, arrays)}
     state["parameters"] = Encoder(arrays, "parameter")(model.get_parameters())
     state["engine"] = runtime.engine.n_steps
@@ -146,11 +174,11 @@ def take(model: Any, folder: pathlib.Path, log: BufferLog, run: dict[str, Any]) 
     state["logger"] = Encoder(arrays, "logger")(
         {name: dict(getattr(logger, name)) for name in ("name_to_value", "name_to_count", "name_to_excluded")}
     )
+    state["dumped"] = runtime.dumped
     state["spaces"] = Encoder(arrays, "space").attributes(vars(model.action_space), "action_space")
     state["replay_buffer"] = segments.state_of(model.replay_buffer, arrays)
     state["generators"] = Encoder(arrays, "generator")(_generators(model))
-    written = log.write(model.replay_buffer, model.num_timesteps)
-    return Checkpoint(folder, run, model.num_timesteps, state, arrays, written)
+    return state
 
 
 # --- into a model ------------------------------------------------------------------------------------------------------
@@ -261,7 +289,7 @@ def _build(
     runtime.engine.n_steps = state["engine"]
     runtime.run, runtime.buffer_log = checkpoint.run, log
     runtime.stored = StoredUpTo(model.replay_buffer, model._last_obs)
-    runtime.resumption = Resumption(checkpoint, model._total_timesteps)
+    runtime.resumption = Resumption(checkpoint, model._total_timesteps, replaced)
     obstacle = state["environment"].get("obstacle")
     if obstacle is not None:
         model._last_obs = None  # `learn` resets
@@ -275,47 +303,71 @@ def _build(
 
 
 def _compare(model: Any, name: str, value: Any) -> None:
-    saved = getattr(model, name)
-    if name == "policy_kwargs":
-        saved = {key: saved.get(key) for key in value} if isinstance(value, dict) else saved
-    if repr(saved) != repr(value):
+    saved, given = getattr(model, f"_{name}" if name == "stats_window_size" else name), value
+    if name in ("policy_kwargs", "replay_buffer_kwargs"):
+        given = dict(value or {})
+        saved = {key: saved[key] for key in saved if key in given or name != "policy_kwargs"}
+    elif name == "target_entropy" and value == "auto" and saved == model._automatic_target_entropy:
+        saved = value
+    elif isinstance(saved, TrainFreq):
+        saved, given = (saved.frequency, saved.unit.value), (value, "step") if isinstance(value, int) else value
+    if repr(_lists(saved)) != repr(_lists(given)):
         raise ValueError(
-            f"`{name}` is {value!r}, but the run has {getattr(model, name)!r}: `resume` goes on with what the run has; a new "
-            "model with the other value can `warm_start` from it."
+            f"`{name}` is {value!r}, but the run has {getattr(model, name, saved)!r}: `resume` goes on with what the run has; "
+            "a new model with the other value can `warm_start` from it."
         )
+
+
+def _lists(value: Any) -> Any:
+    """With lists in the place of tuples, and keys in order."""
+    if isinstance(value, dict):
+        return {key: _lists(value[key]) for key in sorted(value, key=str)}
+    return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _restore_environment(model: Any, checkpoint: Checkpoint) -> None:
     environments.restore(model.env, checkpoint.state["environment"], _with_prefix(checkpoint.arrays, "env/"))
 
 
-def finish(model: Any, checkpoint: Checkpoint) -> None:
+def finish(model: Any) -> None:
     """Put in place what `learn` has set up anew, where the first rollout begins.
 
-    :raises ValueError: environments that are built differently
+    :raises ValueError: environments that are built differently, or a callback that lacks an object which it had
     """
-    model._runtime.resumption = None
+    resumption = model._runtime.resumption
+    checkpoint, rules = resumption.checkpoint, Allowed()
     state, arrays = checkpoint.state, checkpoint.arrays
     try:
         if "obstacle" not in state["environment"]:
             model.env.reset()
             _restore_environment(model, checkpoint)
         if model.action_noise is not None:
-            Decoder(arrays, Allowed())(state["action_noise"], model.action_noise)
-        _restore_callbacks(model._runtime.callback, state["callbacks"], arrays)
-        for name, form in state["logger"].items():
-            getattr(model.logger, name).update(Decoder(arrays)(form))
+            Decoder(arrays, rules, resumption.custom_objects)(state["action_noise"], model.action_noise)
+        _restore_callbacks(model._runtime.callback, state["callbacks"], arrays, resumption.custom_objects)
+        for name, values in Decoder(arrays)(state["logger"]).items():
+            getattr(model.logger, name).update(values)
+        model._runtime.dumped = bool(state["dumped"])
         Decoder(arrays).fill(model.action_space, state["spaces"])
         _restore_generators(Decoder(arrays)(state["generators"]), model)
     except (Damage, Refusal) as problem:
         raise ValueError(f"The run in {str(checkpoint.path)!r} cannot go on here: {problem}.") from problem
+    model._runtime.resumption = None
 
 
-def _restore_callbacks(root: BaseCallback | None, forms: Mapping[str, Form], arrays: Arrays) -> None:
+def _restore_callbacks(
+    root: BaseCallback | None, forms: Mapping[str, Form], arrays: Arrays, custom_objects: dict[str, Any]
+) -> None:
     for key, callback in _keys(root):
         form = dict(forms.get(key, {}))
         env, there = form.pop("eval_env", None), getattr(callback, "eval_env", None)
-        Decoder(arrays, Allowed()).fill(callback, form)
+        for name, value in form.items():
+            try:  # each by itself, as it was written
+                Decoder(arrays, Allowed(), custom_objects).fill(callback, {name: value})
+            except Refusal as refusal:
+                raise Refusal(
+                    f"`{name}` of {type(callback).__name__} was {refusal}, and no such object is there now: make it in the "
+                    "constructor, and it gets its state"
+                ) from None
         if env is not None and isinstance(there, VecEnv):
             there.reset()
             environments.restore(there, env, _with_prefix(arrays, f"{key}/"))

@@ -206,11 +206,13 @@ class SavedAlgorithm(CollectingAlgorithm):
         return cast(SelfSavedAlgorithm, resuming.resume(cls, folder, env, device, custom_objects, expected))
 
     def _before_rollout(self) -> None:
-        runtime = self._runtime
-        if runtime.resumption is not None:
-            resuming.finish(self, runtime.resumption.checkpoint)
-        for call in tuple(runtime.between_rollouts):
+        self._finish_resumption()
+        for call in tuple(self._runtime.between_rollouts):
             call()
+
+    def _finish_resumption(self) -> None:
+        if self._runtime.resumption is not None:
+            resuming.finish(self)
 
     @classmethod
     def _replaced_attributes(cls, kwargs: dict[str, Any]) -> tuple[dict[str, Any], SetUp]:

@@ -114,7 +114,7 @@ class BufferLog:
         :raises OSError: it cannot be written; the next call begins anew
         """
         new, n_rows, rows = self._adds(buffer, n_steps), buffer.buffer_size, rows_of(buffer)
-        if new is None:
+        if new is None or not all((self.folder / segment.file).is_file() for segment in self.segments):
             self.segments, self.patched = [], {}
             self.added = new = n_rows + buffer.pos if buffer.full else buffer.pos
             changed: set[int] = set()
