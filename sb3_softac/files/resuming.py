@@ -21,7 +21,8 @@ from sb3_softac.errors import DamagedFileError, UntrustedFileError
 from sb3_softac.files import environments, segments
 from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
 from sb3_softac.files.checkpoint import Checkpoint, Folder
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError
+from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError
 from sb3_softac.files.reading import built_from, check_optimizers
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.segments import BufferLog

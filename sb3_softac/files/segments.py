@@ -18,7 +18,8 @@ from safetensors import numpy as safetensors
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_softac.files.atomic import writing
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form
+from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.plain import Arrays, Encoder, Form
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.unpickling import Damage
 
