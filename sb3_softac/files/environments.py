@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
-from sb3_softac.files.checking import check_alike, check_statistics, is_finite
+from sb3_softac.files.checking import check_alike, check_vector, is_finite
 from sb3_softac.files.decoding import Decoder
 from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError, kind_of
 from sb3_softac.files.rebuilding import require
@@ -25,7 +25,7 @@ NO_STATE = (
     *("env", "envs", "venv", "metadata", "spec", "class_attributes", "reset_infos", "buf_infos", "actions"),
     *("remotes", "work_remotes", "processes", "waiting", "closed", "results_writer", "render_mode"),
     *("screen", "clock", "surf", "viewer", "window", "isopen", "font", "mujoco_renderer", "renderer", "_saved_kwargs"),
-    *("sb3_softac_state", "_cached_spec", "num_envs", "keys", "_seeds", "_options"),
+    *("sb3_softac_state", "_cached_spec", "num_envs", "keys"),
 )
 #: Gymnasium's spaces: their generators are state, their bounds are not
 SPACES = ("Box", "Discrete", "MultiBinary", "MultiDiscrete", "Text", "Dict", "Tuple", "Sequence", "Graph", "OneOf")
@@ -178,7 +178,7 @@ def _fill_layer(decoder: Decoder, layer: Any, state: Form) -> None:
     decoder.fill(layer, state.get("is"))
     if type(layer).__module__.startswith("stable_baselines3."):
         check_alike(whose, before, vars(layer))
-        check_statistics(layer)
+        check_vector(layer)
 
 
 def exchange(env: Any, given: tuple[list[Form], Arrays] | None = None) -> Any:
