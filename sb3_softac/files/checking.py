@@ -88,7 +88,7 @@ def check_attributes_of_buffer(buffer: Any, was: Mapping[str, Any]) -> None:
     check_buffer(buffer)
 
 
-def _is_in(space: Any, values: Any) -> bool:
+def is_in(space: Any, values: Any) -> bool:
     """Whether rows of observations or actions are numbers that a network can read."""
     if isinstance(space, spaces.Discrete):
         return bool(((values >= space.start) & (values < space.start + space.n)).all())
@@ -111,7 +111,7 @@ def check_transitions(buffer: ReplayBuffer, rows: Mapping[str, np.ndarray[Any, A
         step = max(1, PIECE // max(part[:1].nbytes, 1))
         for start in range(0, n_filled, step):
             values = part[start : min(start + step, n_filled)]
-            right = bool(((values == 0) | (values == 1)).all()) if own in ("dones", "timeouts") else _is_in(space, values)
+            right = bool(((values == 0) | (values == 1)).all()) if own in ("dones", "timeouts") else is_in(space, values)
             require(right, f"`{name}` of the replay buffer holds what no environment gives")
     if isinstance(buffer, HerReplayBuffer):
         _check_episodes(buffer, n_filled)

@@ -92,5 +92,5 @@ def set_torch(state: Any) -> None:
     is_bytes = isinstance(state, th.Tensor) and state.dtype is th.uint8 and state.shape == th.get_rng_state().shape
     require(is_bytes, problem)
     _, left, seeded, position = struct.unpack_from("=QiiQ", state.numpy().tobytes())
-    require(seeded == 1 and ((left, position) == (1, 0) or (left > 0 and left + position == N_WORDS)), problem)
+    require(seeded == 1 and ((left, position) == (1, 0) or (left > 0 and left + position == N_WORDS + 1)), problem)
     th.set_rng_state(state)
