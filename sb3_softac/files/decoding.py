@@ -284,6 +284,7 @@ class Decoder:
     def _object(self, form: Form, present: Any, depth: int) -> Any:
         require(type(form["class"]) is str, "an object has no class")
         if present is not None and full_name(type(present)) == form["class"]:
+            require(not _is_bounded(present), "a space is filled like an object")
             self._seen.append(present)
             self._fill(present, form["is"], depth)
             return present
@@ -328,13 +329,18 @@ def _is_hidden_by(cls: type, name: str) -> bool:
     return inspect.isroutine(found) or is_class(found) or isinstance(found, (classmethod, staticmethod, property))
 
 
+def _is_bounded(value: Any) -> bool:
+    """Whether a value is a space of Gymnasium, which has a form of its own."""
+    return type(value).__module__.startswith("gymnasium.spaces.")
+
+
 def _may_be_replaced(was: Any, value: Any) -> bool:
     """Whether ``was`` is plain, or an object that need not be there; code stays."""
     if type(was) in PLAIN or isinstance(was, (np.generic, np.dtype, enum.Enum, th.Tensor)):
         return True
     if isinstance(was, tuple) and hasattr(was, "_fields"):
         return True
-    return value is None and not (is_class(was) or isinstance(was, CODE))
+    return value is None and not (is_class(was) or isinstance(was, CODE) or _is_bounded(was))
 
 
 def _set_random_state(present: Any, state: Any) -> Any:
