@@ -17,6 +17,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.collect import StoredUpTo
@@ -247,16 +248,19 @@ def resume(
     unknown = sorted(set(expected) - set(cls._option_names()))
     if unknown:
         raise ValueError(f"`{unknown[0]}` is no option of {cls.__name__}: a run goes on with the options that it had.")
+    device = get_device(device)  # a wrong one is no damage of the files
     place = Folder(folder)
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
+    damages: list[str] = []
     for checkpoint in place.whole():
         _check_run(cls, checkpoint, wrapped)
         try:
             with built_from(str(checkpoint.path)), _trusted(checkpoint):
                 return _build(cls, place, checkpoint, wrapped, device, custom_objects or {}, expected)
         except DamagedFileError as damage:
+            damages.append(str(damage))
             warnings.warn(f"{checkpoint.path.name} is damaged: {damage} The one before it is tried.", stacklevel=3)
-    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole.")
+    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole: {' '.join(damages[:5])}")
 
 
 def _build(
