@@ -71,9 +71,9 @@ def _is_observation(value: Any, space: spaces.Space[Any], n_envs: int) -> bool:
 
 def _check_statistics(values: Mapping[str, Any]) -> None:
     for name in ("ep_info_buffer", "ep_success_buffer"):
-        buffer = values.get(name)
-        require(type(buffer) in (deque, type(None)), f"`{name}` is none")
-        for part in buffer or ():
+        buffer: Any = values.get(name)
+        require(type(buffer) is deque, f"`{name}` is none")
+        for part in buffer:
             if name == "ep_info_buffer":
                 require(isinstance(part, dict) and all(_is_number(part.get(key)) for key in ("r", "l")), f"`{name}` is none")
             else:

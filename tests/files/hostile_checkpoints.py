@@ -170,6 +170,7 @@ WRONG: dict[str, tuple[str, Any]] = {
     "options of a buffer": ("replay_buffer_kwargs", {"no_such_option": 1}),
     "a statistic": ("ep_info_buffer", {"!": "deque", "maxlen": 100, "is": [{"r": "x"}]}),
     "a statistic without keys": ("ep_info_buffer", {"!": "deque", "maxlen": 100, "is": [{}]}),
+    "no successes": ("ep_success_buffer", None),
     "statistics in a list": ("ep_info_buffer", [1]),
     "a huge deque": ("ep_info_buffer", {"!": "deque", "maxlen": 10**30, "is": []}),
     "a negative deque": ("ep_info_buffer", {"!": "deque", "maxlen": -1, "is": []}),
