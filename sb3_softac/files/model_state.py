@@ -56,6 +56,9 @@ def check_values_of(algorithm: type[Any], values: dict[str, Any], env: VecEnv, n
     starts = values.get("_last_episode_starts")
     fits = starts is None or (starts.shape == (env.num_envs,) and starts.dtype == np.bool_)
     require(fits, "`_last_episode_starts` are none")
+    window, seed = values.get("_stats_window_size"), values.get("seed")
+    require(type(window) is int and window > 0, "`_stats_window_size` is no number of episodes")
+    require(seed is None or (isinstance(seed, (int, np.integer)) and 0 <= int(seed) < 1 << 63), "`seed` is none")
     _check_statistics(values)
 
 

@@ -387,6 +387,8 @@ def describe_failure(checkpoint: Checkpoint, problem: Exception) -> str:
 
 def is_about_state(error: Exception) -> bool:
     """Whether an environment has failed as it would in a state that it cannot be in."""
+    if isinstance(error.__cause__, (EOFError, ConnectionError)):  # in another process, which has ended
+        return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     in_environment = any(isinstance(frame.f_locals.get("self"), (VecEnv, gym.Env)) for frame in frames)
     return in_environment and not isinstance(error, (ValueError, OSError, EOFError, TrainingDivergedError))
