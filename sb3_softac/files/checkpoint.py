@@ -10,12 +10,15 @@ checkpoint-000000012000/     one for each kept number of steps
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
+import stat
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,8 +30,8 @@ from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.atomic import write_through_folder, writing
 from sb3_softac.files.plain import Arrays, Form
 from sb3_softac.files.rebuilding import require
-from sb3_softac.files.segments import Segment, as_json, from_json, read_arrays, write_arrays
-from sb3_softac.files.unpickling import Damage
+from sb3_softac.files.segments import NAME, Segment, as_json, check_file, from_json, pieces_of, read_arrays, write_arrays
+from sb3_softac.files.unpickling import Damage, printable
 
 try:
     import fcntl
@@ -38,7 +41,10 @@ except ImportError:  # Windows
 #: of the files here; a newer one is refused
 FORMAT = 1
 PREFIX = "checkpoint-"
-MAX_JSON = 256 << 20
+#: bytes of the state, and of what is read without knowing how long it should be
+MAX_JSON, SHORT = 256 << 20, 32 << 20
+#: values of the state, beside one for each eight bytes
+MAX_VALUES = 1 << 20
 
 
 @dataclass
@@ -65,18 +71,19 @@ def read_json(path: pathlib.Path, size: int | None = None, checksum: str | None 
 
     :raises Damage: it is incomplete, another one, or no JSON
     """
+    require(path.is_file() and not path.is_symlink(), f"{path.name} is not there")
+    length = path.stat().st_size
+    require(length <= (MAX_JSON if size else SHORT) and size in (None, length), f"{path.name} is incomplete")
+    summed, n_values = hashlib.sha256(), 0
+    for piece in pieces_of(path, length):  # before any of it takes memory
+        summed.update(piece)
+        n_values += sum(map(piece.count, (b"[", b"{", b",")))
+    require(checksum in (None, summed.hexdigest()), f"the checksum of {path.name} is not that of its contents")
+    require(n_values <= MAX_VALUES + length // 8, f"{path.name} has far more values than any state")
     try:
-        require(path.is_file() and not path.is_symlink(), f"{path.name} is not there")
-        require(path.stat().st_size <= MAX_JSON and size in (None, path.stat().st_size), f"{path.name} is incomplete")
-        content = path.read_bytes()
-    except OSError as error:
-        raise Damage(f"{path.name} cannot be read: {error.strerror}") from error
-    if checksum is not None:
-        require(hashlib.sha256(content).hexdigest() == checksum, f"the checksum of {path.name} is not that of its contents")
-    try:
-        return json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise Damage(f"{path.name} is no JSON: {error}") from error
+        return json.loads(b"".join(pieces_of(path, length)), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Damage(f"{path.name} is no JSON: {type(error).__name__}: {error}") from error
 
 
 def _refuse_constant(text: str) -> float:
@@ -84,7 +91,30 @@ def _refuse_constant(text: str) -> float:
 
 
 def _summary(content: Form) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    except (ValueError, RecursionError) as error:
+        raise Damage(f"manifest.json is none: {error}") from error
+
+
+def _open_own(path: pathlib.Path) -> Any:
+    """A file to write to that lies in its folder: behind a link there would be another one.
+
+    :raises ValueError: a link, or no file
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = -1 if path.is_symlink() else os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        descriptor = -1
+    about = os.fstat(descriptor) if descriptor >= 0 else None
+    if about is None or not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise ValueError(f"`folder` has {str(path)!r}, which is a link, or no file, but it must be a file: remove it.")
+    return os.fdopen(descriptor, "r+")
 
 
 class Lock:
@@ -102,19 +132,20 @@ class Lock:
         previous = Lock.held.pop(self.folder, None)
         if previous is not None:
             previous.release()
-        self.file: Any = (self.folder / "lock").open("a+")
+        self.file: Any = _open_own(self.folder / "lock")
         if fcntl is not None:
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a forked child does not inherit it
             except OSError:
                 self.file.seek(0)
-                holder = self.file.read().strip() or "another process"
+                holder = printable(self.file.read(200).strip()) or "another process"
                 self.file.close()
                 raise ValueError(
                     f"`folder` is {str(folder)!r}, but {holder} writes its checkpoints there: wait for its end, stop it, or "
                     "choose another folder."
                 ) from None
-        self.file.truncate(0)
+        self.file.seek(0)
+        self.file.truncate()
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()
         Lock.held[self.folder] = self
@@ -141,7 +172,8 @@ def new_run(algorithm: str, environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(run: Mapping[str, Any]) -> str:
-    return f"{run.get('algorithm')} on {run.get('n_envs')} x {run.get('environment')} (run {str(run.get('id'))[:8]})"
+    text = f"{run.get('algorithm')} on {run.get('n_envs')} x {run.get('environment')} (run {str(run.get('id'))[:8]})"
+    return printable(text)
 
 
 def steps_of(path: pathlib.Path) -> int:
@@ -167,7 +199,7 @@ class Folder:
         """All that look like checkpoints, the newest first."""
         if not self.path.is_dir():
             return []
-        found = [path for path in self.path.iterdir() if path.name.startswith(PREFIX) and path.name[len(PREFIX) :].isdigit()]
+        found = [path for path in self.path.iterdir() if re.fullmatch(rf"{PREFIX}\d{{12,20}}", path.name, re.ASCII)]
         return sorted(found, key=steps_of, reverse=True)
 
     def run(self) -> dict[str, Any] | None:
@@ -180,6 +212,15 @@ class Folder:
             return {}
         return run if isinstance(run, dict) else {}
 
+    def refuse_link(self) -> None:
+        """What is written to ``segments`` must be there, and what is removed from it, too.
+
+        :raises ValueError: it is a link to another folder
+        """
+        for path in (self.segments, self.path / "run.json"):
+            if path.is_symlink():
+                raise ValueError(f"`folder` has {str(path)!r}, which is a link to somewhere else: remove it.")
+
     def claim(self, run: dict[str, Any]) -> Lock:
         """Make the folder that of a run.
 
@@ -191,8 +232,9 @@ class Folder:
             raise ValueError(
                 f"`folder` is {str(self.path)!r}, which holds checkpoints of another run, {describe(present)}; this is "
                 f"{describe(run)}. Choose another folder, or go on with that run: "
-                f"{present.get('algorithm')}.resume({str(self.path)!r}, env).learn(callback=...)."
+                f"{printable(present.get('algorithm'))}.resume({str(self.path)!r}, env).learn(callback=...)."
             )
+        self.refuse_link()
         self.segments.mkdir(parents=True, exist_ok=True)
         lock = Lock(self.path)
         write_json(self.path / "run.json", run)
@@ -205,6 +247,7 @@ class Folder:
 
         :raises OSError: it cannot be written; the older ones are as they were
         """
+        self.refuse_link()
         name = f"{PREFIX}{checkpoint.n_steps:012d}"
         unfinished = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
@@ -250,10 +293,12 @@ class Folder:
         for path in self.checkpoints():
             try:
                 needed |= {segment.file for segment in self._manifest(path).segments}
-            except (Damage, DamagedFileError):  # whatever it needed
+            except Damage:  # whatever it needed
                 continue
+            except DamagedFileError:  # nobody knows what a newer format needs
+                return
         for left in self.segments.iterdir():
-            if left.name not in needed:
+            if left.name not in needed and NAME.fullmatch(left.name):
                 left.unlink(missing_ok=True)
 
     def _manifest(self, path: pathlib.Path) -> Checkpoint:
@@ -267,12 +312,16 @@ class Folder:
         require(_summary(content) == outer.get("sha256"), "the checksum of manifest.json is not that of its contents")
         if type(content.get("format")) is int and content["format"] > FORMAT:
             raise DamagedFileError(
-                f"`folder` has the checkpoint {str(path)!r} of the format {content['format']}, which sb3-softac "
-                f"{content.get('sb3_softac')} has written; this is sb3-softac {version('sb3-softac')}, which reads formats up "
-                f"to {FORMAT}: update it."
+                f"`folder` has the checkpoint {str(path)!r} of the format {printable(content['format'])}, which sb3-softac "
+                f"{printable(content.get('sb3_softac'))} has written; this is sb3-softac {version('sb3-softac')}, which reads "
+                f"formats up to {FORMAT}: update it."
             )
         require(content.get("format") == FORMAT, "manifest.json has no format")
-        require(type(content.get("run")) is dict and type(content.get("n_steps")) is int, "manifest.json has no run")
+        run, n_steps = content.get("run"), content.get("n_steps")
+        texts = ("id", "algorithm", "environment", "observation_space", "action_space")
+        is_run = type(run) is dict and type(run.get("n_envs")) is int and all(type(run.get(name)) is str for name in texts)
+        require(is_run and type(n_steps) is int, "manifest.json has no run")
+        require(path.name == f"{PREFIX}{n_steps:012d}", "manifest.json is that of another checkpoint")
         require(type(content.get("files")) is dict, "manifest.json has no files")
         return Checkpoint(path, content["run"], content["n_steps"], content["files"], {}, from_json(content.get("segments")))
 
@@ -282,16 +331,18 @@ class Folder:
         :raises Damage: it is damaged
         """
         require(path.is_dir() and not path.is_symlink(), "it is no folder")
+        require(not self.segments.is_symlink(), "its segments are in another folder")
         checkpoint = self._manifest(path)
         files = checkpoint.state
         for name in ("arrays.safetensors", "state.json"):
             entry = files.get(name)
-            require(type(entry) is dict and type(entry.get("bytes")) is int, f"manifest.json has no {name}")
+            size, checksum = (entry.get("bytes"), entry.get("sha256")) if type(entry) is dict else (None, None)
+            require(type(size) is int and size > 0 and type(checksum) is str, f"manifest.json has no {name}")
         checkpoint.arrays = read_arrays(path / "arrays.safetensors", **_entry(files["arrays.safetensors"]))
         checkpoint.state = read_json(path / "state.json", **_entry(files["state.json"]))
         require(type(checkpoint.state) is dict, "state.json is none")
         for segment in checkpoint.segments:
-            read_arrays(self.segments / segment.file, segment.bytes, segment.sha256)
+            check_file(self.segments / segment.file, segment.bytes, segment.sha256)
         return checkpoint
 
     def whole(self) -> Iterator[Checkpoint]:
@@ -310,13 +361,14 @@ class Folder:
             try:
                 checkpoint = self.read(path)
             except Damage as damage:
-                damages.append(f"{path.name} is damaged: {damage}")
+                damages.append(f"{path.name} is damaged: {printable(damage)}")
                 warnings.warn(f"{damages[-1]}. The one before it is tried.", stacklevel=4)
                 continue
             yield checkpoint
         if len(damages) == len(paths):
-            raise DamagedFileError(f"`folder` is {str(self.path)!r}, but no checkpoint in it is whole: {'; '.join(damages)}.")
+            shown = "; ".join(damages[:5])
+            raise DamagedFileError(f"`folder` is {str(self.path)!r}, but no checkpoint in it is whole: {shown}.")
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"size": entry["bytes"], "checksum": entry.get("sha256", "")}
+    return {"size": entry["bytes"], "checksum": entry["sha256"]}

@@ -15,7 +15,9 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError, kind_of
+from sb3_softac.files.checking import check_alike, check_vector, is_finite
+from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError, kind_of
 from sb3_softac.files.rebuilding import require
 
 #: attributes that are no state: what other entries hold, how windows are drawn, what was passed to constructors
@@ -23,8 +25,10 @@ NO_STATE = (
     *("env", "envs", "venv", "metadata", "spec", "class_attributes", "reset_infos", "buf_infos", "actions"),
     *("remotes", "work_remotes", "processes", "waiting", "closed", "results_writer", "render_mode"),
     *("screen", "clock", "surf", "viewer", "window", "isopen", "font", "mujoco_renderer", "renderer", "_saved_kwargs"),
-    *("sb3_softac_state", "_cached_spec"),
+    *("sb3_softac_state", "_cached_spec", "num_envs", "keys"),
 )
+#: Gymnasium's spaces: their generators are state, their bounds are not
+SPACES = ("Box", "Discrete", "MultiBinary", "MultiDiscrete", "Text", "Dict", "Tuple", "Sequence", "Graph", "OneOf")
 #: parts of MuJoCo's model that no environment changes, and that may be large
 LARGE = ("tex_", "mesh_", "skin_", "hfield_", "flex_", "name", "text", "path", "bvh_", "oct_")
 #: parts of MuJoCo's data that are as long as there are contacts or constraints; each step computes them
@@ -53,15 +57,44 @@ def layers_of(env: Any) -> Iterator[Any]:
     yield env
 
 
-def _numbers_in(value: Any, skip: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays among the attributes of a MuJoCo object."""
+def _numbers_in(value: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a MuJoCo object that are state.
+
+    Whole numbers are addresses in other arrays: MuJoCo knows them, and would read anywhere if they were others.
+    """
+    skip = LARGE if type(value).__name__ == "MjModel" else PER_CONTACT
     found = {}
     for name in dir(value):
         if not name.startswith(("_", *skip)):
             part = getattr(value, name, None)
-            if isinstance(part, np.ndarray) and part.dtype.kind in "biuf" and part.size:
+            if isinstance(part, np.ndarray) and (part.dtype.kind == "f" or name == "eq_active") and part.size:
                 found[name] = part
     return found
+
+
+def _parts_of_space(space: gym.Space[Any]) -> list[gym.Space[Any]]:
+    """The spaces that a space is made of."""
+    inner = vars(space).get("spaces", ())
+    below = [*vars(space).values(), *(inner.values() if isinstance(inner, dict) else inner)]
+    return [part for part in below if isinstance(part, gym.Space)]
+
+
+def _form_of_space(encoder: Encoder, space: Any) -> Form:
+    if not isinstance(space, gym.Space):
+        raise UnsavableError("", kind_of(space))
+    return {"!": "space", "is": encoder(space._np_random), "parts": [encoder(part) for part in _parts_of_space(space)]}
+
+
+def _fill_space(decoder: Decoder, form: Form, present: Any) -> Any:
+    require(isinstance(present, gym.Space), "there is no space where one was")
+    parts = _parts_of_space(present)
+    require(type(form["parts"]) is list and len(form["parts"]) == len(parts), "a space is another one")
+    generator = decoder(form["is"], present._np_random)
+    require(generator is None or isinstance(generator, np.random.Generator), "a space has no random generator")
+    present._np_random = generator
+    for part, own in zip(form["parts"], parts, strict=True):
+        decoder(part, own)
+    return present
 
 
 def _own_state(layer: Any) -> bool:
@@ -72,25 +105,31 @@ def _own_state(layer: Any) -> bool:
 def _encoder(arrays: Arrays, prefix: str = "env") -> Encoder:
     encoder = Encoder(arrays, prefix, NO_STATE, leave_out_code=True)
     encoder.others["EnvSpec"] = lambda _: {"!": "left"}
-    encoder.others["MjModel"] = lambda model: {"!": "mujoco", "is": encoder(_numbers_in(model, LARGE))}
-    encoder.others["MjData"] = lambda data: {"!": "mujoco", "is": encoder(_numbers_in(data, PER_CONTACT)), "time": data.time}
+    encoder.others["MjModel"] = lambda model: {"!": "mujoco", "is": encoder(_numbers_in(model))}
+    encoder.others["MjData"] = lambda data: {"!": "mujoco", "is": encoder(_numbers_in(data)), "time": data.time}
+    encoder.others |= dict.fromkeys(SPACES, functools.partial(_form_of_space, encoder))
     return encoder
 
 
 def _fill_mujoco(decoder: Decoder, form: Form, present: Any) -> Any:
     require(present is not None, "there is no MuJoCo where it was")
-    there = _numbers_in(present, ())
+    require(type(present).__name__ in ("MjModel", "MjData"), "there is no MuJoCo where it was")
+    there = _numbers_in(present)
     values = decoder(form["is"], there)  # writes into MuJoCo's own memory
-    require(all(value is there.get(name) for name, value in values.items()), "MuJoCo's model is another one")
+    require(type(values) is dict, "MuJoCo's model is another one")
+    for name, value in values.items():
+        require(value is there.get(name) and is_finite(value), "MuJoCo's model is another one")
     if "time" in form:
-        present.time = decoder(form["time"])
+        require(type(form["time"]) in (int, float), "MuJoCo has no time")
+        present.time = form["time"]
     return present
 
 
 def _decoder(arrays: Arrays) -> Decoder:
-    decoder = Decoder(arrays)
+    decoder = Decoder(arrays, skip=NO_STATE)
     decoder.others["left"] = lambda _, present: present
     decoder.others["mujoco"] = functools.partial(_fill_mujoco, decoder)
+    decoder.others["space"] = functools.partial(_fill_space, decoder)
     return decoder
 
 
@@ -119,13 +158,29 @@ def set_state(env: Any, states: list[Form], arrays: Arrays) -> None:
 
     :raises Damage: it is built differently
     """
-    decoder = _decoder(arrays)
+    decoder, n_states = _decoder(arrays), 0
     for state, layer in zip(states, layers_of(env), strict=False):
+        n_states += 1
         if _own_state(layer) and not hasattr(layer, "mujoco_renderer"):
             layer.set_state(decoder(state))
             break
-        require(state.get("class") == type(layer).__name__, f"{state.get('class')} is now {type(layer).__name__}")
-        decoder.fill(layer, state["is"])
+        _fill_layer(decoder, layer, state)
+    else:
+        require(n_states == len(list(layers_of(env))), "it has other wrappers")
+    require(n_states == len(states), "it has other wrappers")
+
+
+def _fill_layer(decoder: Decoder, layer: Any, state: Form) -> None:
+    """One wrapper, or what is in it; what those of SB3 are made of is known."""
+    whose = type(layer).__name__
+    require(type(state) is dict and state.get("class") == whose, f"a wrapper is now {whose}")
+    if "is" not in state:  # it could not say what it is in the middle of
+        return
+    before = dict(vars(layer))
+    decoder.fill(layer, state["is"])
+    if type(layer).__module__.startswith("stable_baselines3."):
+        check_alike(whose, before, vars(layer))
+        check_vector(layer)
 
 
 def exchange(env: Any, given: tuple[list[Form], Arrays] | None = None) -> Any:
@@ -215,16 +270,16 @@ def restore(env: VecEnv, form: Form, arrays: Arrays) -> str | None:
     :raises Damage: they are built differently
     """
     *above, vector = vec_layers(env)
-    require(len(form.get("layers", ())) == len(above), "the environment has other wrappers")
-    for layer, state in zip(above, form["layers"], strict=True):
-        require(state["class"] == type(layer).__name__, f"the environment is in {type(layer).__name__} now")
-        if "is" in state:
-            _decoder(arrays).fill(layer, state["is"])
+    require(type(form) is dict, "it has no environments")
+    layers, each = form.get("layers"), form.get("environments")
+    require(type(layers) is list and len(layers) == len(above), "the environment has other wrappers")
+    for layer, state in zip(above, layers, strict=True):
+        _fill_layer(_decoder(arrays), layer, state)
     if "obstacle" in form:
         return str(form["obstacle"])
-    _decoder(arrays).fill(vector, form["vector"]["is"])
-    each = form["environments"]
-    require(len(each) == env.num_envs, f"there were {len(each)} environments")
+    _fill_layer(_decoder(arrays), vector, form.get("vector"))
+    is_list = type(each) is list and all(type(states) is list for states in each)
+    require(is_list and len(each) == env.num_envs, "there were other environments")
     given = [
         (states, {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"{index}.")})
         for index, states in enumerate(each)

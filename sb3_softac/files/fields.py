@@ -1,5 +1,6 @@
 """What the attributes in a model file must be, before a model is made of them."""
 
+import itertools
 import math
 import pathlib
 from collections import deque
@@ -88,11 +89,12 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
         check_buffer(values["replay_buffer"])
 
 
-def check_sizes(values: dict[str, Any], n_bytes: int) -> None:
+def check_sizes(values: dict[str, Any], n_bytes: int, slack: int = SLACK) -> None:
     """Networks are allocated before their weights are put in: the options must not describe far more than the file has.
 
     :param values: attributes
     :param n_bytes: of all weights in the file
+    :param slack: so many bytes are allowed anyway
     :raises Damage: two layers of the described sizes would be far larger
     """
     sizes = sorted([1, 1, *_sizes(values.get("policy_kwargs"))])
@@ -102,7 +104,8 @@ def check_sizes(values: dict[str, Any], n_bytes: int) -> None:
     n_critics = options.get("n_critics", 1) if isinstance(options, dict) else 1
     sizes.sort()
     described = 4 * sizes[-1] * sizes[-2] * (n_critics if isinstance(n_critics, int) else 1)
-    require(described <= 16 * n_bytes + SLACK, f"layers of the sizes {sizes[-2:]} are far larger than its weights")
+    described = max(described, 4 * _in_layers(options))
+    require(described <= 16 * n_bytes + slack, f"layers of the sizes {sizes[-2:]} are far larger than its weights")
 
 
 def _sizes(value: Any) -> list[int]:
@@ -111,7 +114,20 @@ def _sizes(value: Any) -> list[int]:
     if isinstance(value, (list, tuple)):
         require(len(value) <= 1000, "a network has more than 1000 layers")
         return [size for part in value for size in _sizes(part)]
-    return [int(value)] if isinstance(value, (int, np.integer)) else []
+    if isinstance(value, (float, np.floating)):  # 256.0 is a size, too
+        magnitude = abs(float(value))
+        return [int(magnitude)] if magnitude < 1e18 else []
+    return [abs(int(value))] if isinstance(value, (int, np.integer)) else []
+
+
+def _in_layers(value: Any) -> int:
+    """Weights of all layers whose sizes stand in one list."""
+    if isinstance(value, dict):
+        return sum(map(_in_layers, value.values()))
+    if not isinstance(value, (list, tuple)):
+        return 0
+    sizes = [size for part in value for size in _sizes(part)]
+    return sum(one * two for one, two in itertools.pairwise(sizes))
 
 
 def _sizes_of_space(space: Any) -> list[int]:

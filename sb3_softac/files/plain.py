@@ -2,14 +2,17 @@
 
 A value becomes a form, which JSON can hold, and arrays by names. What JSON has no form for is an object with the key ``"!"``,
 which says what it is. Objects are their class, by name, and their attributes; they are either made again, by the rules for
-everything that comes out of files (``allowed.py``), or their attributes are put into an object that is there already.
+everything that comes out of files (``allowed.py``), or their attributes are put into an object that is there already
+(``decoding.py``).
 """
 
 import collections
 import enum
 import functools
 import math
+import pathlib
 import random
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -18,21 +21,23 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_softac.files.allowed import Allowed, full_name, is_class
-from sb3_softac.files.rebuilding import require
-from sb3_softac.files.unpickling import Damage, Refusal
+from sb3_softac.files import rebuilding
+from sb3_softac.files.allowed import full_name, is_class
+from sb3_softac.files.unpickling import KEYS, Damage, Refusal
 
 Form = Any
 Arrays = dict[str, np.ndarray[Any, Any]]
 KIND = "!"
-#: bit generators that NumPy has
-BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 CODE = (FunctionType, BuiltinFunctionType, MethodType, ModuleType, functools.partial)
 #: flag of classes that a ``class`` statement has made
 HEAP_TYPE = 1 << 9
 #: deeper than any state, and shallower than Python's stack
 DEEPEST = 100
+#: a list of so many numbers is an array
+MANY = 64
+#: attributes that say where something is written: they are settings, and not state
+PLACES = re.compile(r"(?i)path|folder|director|filename|prefix|(^|_)(file|dir)$")
 
 
 class UnsavableError(ValueError):
@@ -46,6 +51,18 @@ class UnsavableError(ValueError):
 def kind_of(value: Any) -> str:
     cls = type(value)
     return f"{'an' if cls.__name__[:1] in 'AEIOUaeiou' else 'a'} {cls.__name__}"
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value may be a key or an element of a set: hashing and comparing it runs no code of a user."""
+    if type(value) in (tuple, frozenset):
+        return all(map(is_key, value))
+    return type(value) in KEYS or isinstance(value, np.generic)
+
+
+def is_place(name: str, value: Any) -> bool:
+    """Whether an attribute says where something is written."""
+    return isinstance(value, (str, pathlib.PurePath)) and bool(PLACES.search(name))
 
 
 def named(value: Any) -> str:
@@ -70,7 +87,8 @@ class Encoder:
     :param arrays: where arrays go
     :param prefix: of their names
     :param skip: names of attributes of objects that are left out
-    :param leave_out_code: leave out functions, classes and modules; they are part of the program, and do not change
+    :param leave_out_code: leave out functions, classes and modules; they are part of the program, and do not change. Of
+        attributes also leave out those that say where something is written
     """
 
     def __init__(self, arrays: Arrays, prefix: str, skip: Collection[str] = (), leave_out_code: bool = False) -> None:
@@ -99,7 +117,9 @@ class Encoder:
             return self._code(value, path, depth)
         if isinstance(value, enum.Enum):
             return {KIND: "enum", "class": named(type(value)), "is": self(value.value, path, depth + 1)}
-        if type(value) in (th.device, th.dtype, np.dtype) or isinstance(value, np.dtype):
+        if isinstance(value, np.dtype) and (value.kind not in "biuf" or value.itemsize > 8):
+            raise UnsavableError(path, f"the data type {value}")
+        if type(value) in (th.device, th.dtype) or isinstance(value, np.dtype):
             return {KIND: "device" if type(value) is th.device else "dtype", "is": getattr(value, "str", str(value))}
         if id(value) in self._seen:
             return {KIND: "same", "is": self._seen[id(value)]}
@@ -109,7 +129,7 @@ class Encoder:
         return self._container(value, path, depth + 1)
 
     def _scalar(self, value: Any, path: str) -> Form:
-        if value.dtype.kind not in "biuf":
+        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise UnsavableError(path, f"a NumPy scalar of {value.dtype}")
         return {KIND: "scalar", "dtype": value.dtype.str, "is": self(value.item(), path)}
 
@@ -117,20 +137,29 @@ class Encoder:
         if self.leave_out_code:
             return {KIND: "code"}
         if isinstance(value, functools.partial):
-            parts = [self(part, path, depth + 1) for part in (value.func, list(value.args), dict(value.keywords))]
-            return {KIND: "partial", "is": parts}
+            return self._partial(value, path, depth)
         try:
             return {KIND: "class" if is_class(value) else "function", "is": named(value)}
         except UnsavableError as error:
             raise UnsavableError(path, error.what, error.advice) from None
 
+    def _partial(self, value: "functools.partial[Any]", path: str, depth: int) -> Form:
+        try:
+            rebuilding.fill_partial(rebuilding.make_partial(value.func), (value.func, value.args, dict(value.keywords), {}))
+        except (Damage, Refusal):
+            advice = ": an object of a class with `__call__` holds its arguments, too"
+            raise UnsavableError(path, "a functools.partial of something else than an activation", advice) from None
+        return {
+            KIND: "partial",
+            "is": [self(part, path, depth + 1) for part in (value.func, list(value.args), value.keywords)],
+        }
+
     def _container(self, value: Any, path: str, depth: int) -> Form:
         cls = type(value)
         if cls is list:
-            return [self(part, f"{path}[{i}]", depth) for i, part in enumerate(value)]
+            return self._list(value, path, depth)
         if cls in SEQUENCES.values():
-            parts = sorted(value, key=repr) if cls is not tuple else value
-            return {KIND: cls.__name__, "is": [self(part, f"{path}[{i}]", depth) for i, part in enumerate(parts)]}
+            return self._sequence(value, path, depth)
         if cls is collections.deque:
             return {KIND: "deque", "maxlen": value.maxlen, "is": [self(part, f"{path}[...]", depth) for part in value]}
         if isinstance(value, dict) and cls in (dict, collections.OrderedDict, collections.defaultdict):
@@ -150,9 +179,26 @@ class Encoder:
             return {KIND: "named_tuple", "class": named(cls), "is": [self(part, path, depth) for part in value]}
         return self._object(value, path, depth)
 
+    def _list(self, value: list[Any], path: str, depth: int) -> Form:
+        kinds = set(map(type, value)) if len(value) >= MANY else set()
+        if kinds == {float} or (kinds == {int} and all(-(1 << 63) <= number < 1 << 63 for number in value)):
+            name = f"{self.prefix}{len(self.arrays)}"
+            self.arrays[name] = np.array(value, dtype=np.float64 if kinds == {float} else np.int64)
+            return {KIND: "numbers", "is": name}
+        return [self(part, f"{path}[{i}]", depth) for i, part in enumerate(value)]
+
+    def _sequence(self, value: Any, path: str, depth: int) -> Form:
+        is_set = type(value) is not tuple
+        if is_set and not all(map(is_key, value)):
+            raise UnsavableError(path, "a set of objects")
+        parts = sorted(value, key=repr) if is_set else value
+        return {KIND: type(value).__name__, "is": [self(part, f"{path}[{i}]", depth) for i, part in enumerate(parts)]}
+
     def _mapping(self, value: Mapping[Any, Any], path: str, depth: int) -> Form:
         if type(value) is dict and all(type(key) is str and key != KIND for key in value):
             return {key: self(part, f"{path}[{key!r}]", depth) for key, part in value.items()}
+        if not all(map(is_key, value)):
+            raise UnsavableError(path, "a dict with objects as keys")
         kind = "ordered_dict" if type(value) is collections.OrderedDict else "dict"
         pairs = [[self(key, path, depth), self(part, f"{path}[{key!r}]", depth)] for key, part in value.items()]
         return {KIND: kind, "is": pairs}
@@ -164,8 +210,9 @@ class Encoder:
                 return {KIND: "text", "dtype": value.dtype.str, "is": self(value.tolist(), path)}
             if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
                 raise UnsavableError(path, f"an array of {value.dtype}")
-            self.arrays[name] = np.array(value, order="C")  # a copy: it goes on changing
-            return {KIND: "array", "is": name, "dtype": value.dtype.str}
+            own = value.dtype.newbyteorder("=")
+            self.arrays[name] = np.array(value, dtype=own, order="C")  # a copy: it goes on changing
+            return {KIND: "array", "is": name, "dtype": own.str}
         tensor = value.detach().cpu()
         if tensor.layout is not th.strided or tensor.is_complex() or tensor.is_quantized:
             raise UnsavableError(path, "a sparse, complex or quantized tensor")
@@ -186,234 +233,6 @@ class Encoder:
         return {
             name: self(value, f"{path}.{name}".strip("."), depth)
             for name, value in attributes.items()
-            if name not in self.skip and not (self.leave_out_code and (is_class(value) or isinstance(value, CODE)))
+            if name not in self.skip
+            and not (self.leave_out_code and (is_class(value) or isinstance(value, CODE) or is_place(name, value)))
         }
-
-
-class Decoder:
-    """Turns forms into values again.
-
-    :param arrays: by name
-    :param rules: what may be named and made; without them, objects are only filled
-    :param replaced: what the caller has for names, ``"module:name"`` or ``"module.name"``
-    """
-
-    def __init__(
-        self, arrays: Mapping[str, Any], rules: Allowed | None = None, replaced: Mapping[str, Any] | None = None
-    ) -> None:
-        self.arrays, self.rules, self.replaced = arrays, rules, replaced or {}
-        self._seen: list[Any] = []
-        self.others: dict[str, Callable[[Any, Any], Any]] = {}
-        self._kinds: dict[str, Callable[[Any, Any, int], Any]] = {
-            "float": lambda form, _, __: self._float(form["is"]),
-            "scalar": lambda form, _, __: _dtype(form["dtype"]).type(self(form["is"])),
-            "code": lambda _, present, __: present,
-            "class": lambda form, _, __: self._find(form["is"]),
-            "function": lambda form, _, __: self._find(form["is"]),
-            "enum": self._enum,
-            "device": lambda form, _, __: th.device(form["is"]),
-            "dtype": lambda form, _, __: getattr(th, form["is"][6:]) if form["is"][:6] == "torch." else _dtype(form["is"]),
-            "same": lambda form, _, __: self._seen[form["is"]],
-            "partial": lambda form, _, depth: self._partial(*[self(part, None, depth) for part in form["is"]]),
-            **{kind: self._fixed for kind in ("tuple", "frozenset", "named_tuple")},
-            "set": self._set,
-            "deque": self._deque,
-            "dict": self._dict,
-            "ordered_dict": self._dict,
-            "bytes": lambda form, _, __: bytes.fromhex(form["is"]),
-            "text": self._text,
-            "array": self._array,
-            "tensor": self._tensor,
-            "generator": self._generator,
-            "random_state": self._random_state,
-            "random": self._random,
-            "object": self._object,
-        }
-
-    def __call__(self, form: Form, present: Any = None, depth: int = 0) -> Any:
-        """The value of a form.
-
-        :param form: what an encoder has made
-        :param present: the value that is there now: arrays, generators and objects are changed in place where they fit
-        :raises Damage: a form that no encoder makes, or an object that is not there
-        """
-        require(depth <= DEEPEST, "it is nested too deeply")
-        if form is None or type(form) in (bool, int, float, str):
-            return form
-        if type(form) is list:
-            result: list[Any] = []
-            self._seen.append(result)
-            old = present if type(present) is list and len(present) == len(form) else [None] * len(form)
-            result.extend(self(part, was, depth + 1) for part, was in zip(form, old, strict=True))
-            return result
-        require(type(form) is dict, "it holds something that is no form")
-        if KIND not in form:
-            return self._dict({"is": [[key, part] for key, part in form.items()]}, present, depth)
-        kind = form[KIND]
-        if kind in self.others:
-            self._seen.append(present)
-            return self.others[kind](form, present)
-        require(kind in self._kinds, f"it holds {kind!r}, which is no kind of value")
-        return self._kinds[kind](form, present, depth + 1)
-
-    @staticmethod
-    def _float(text: str) -> float:
-        require(text in ("nan", "inf", "-inf"), "a number is none")
-        return float(text)
-
-    def _find(self, name: str) -> Any:
-        for key in (name, name.replace(":", ".")):
-            if key in self.replaced:
-                return self.replaced[key]
-        require(type(name) is str and name.count(":") == 1, "a name is none")
-        if self.rules is None:
-            raise Refusal(name.replace(":", "."))
-        return self.rules.resolve(*name.split(":"))
-
-    def _enum(self, form: Form, present: Any, depth: int) -> Any:
-        value = self(form["is"], None, depth)
-        if isinstance(present, enum.Enum) and f"{type(present).__module__}:{type(present).__qualname__}" == form["class"]:
-            return type(present)(value)
-        cls = self._find(form["class"])
-        return cls(value) if form["class"] in self.replaced or self.rules is None else self.rules.call(cls, (value,))
-
-    def _partial(self, function: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        if self.rules is None:
-            raise Refusal("functools.partial")
-        return functools.partial(function, *arguments, **keywords)
-
-    def _fixed(self, form: Form, present: Any, depth: int) -> Any:
-        old = present if isinstance(present, tuple) and len(present) == len(form["is"]) else [None] * len(form["is"])
-        if form[KIND] == "named_tuple":
-            self._seen.append(present)  # as the encoder counts them
-        parts = [self(part, was, depth) for part, was in zip(form["is"], old, strict=True)]
-        if form[KIND] != "named_tuple":
-            return SEQUENCES[form[KIND]](parts)
-        cls = type(present) if present is not None and full_name(type(present)) == form["class"].replace(":", ".") else None
-        if cls is not None:
-            return cls(*parts)
-        if self.rules is None:
-            raise Refusal(form["class"])
-        return self.rules.create(self._find(form["class"]), tuple(parts))
-
-    def _set(self, form: Form, present: Any, depth: int) -> Any:
-        result: set[Any] = set()
-        self._seen.append(result)
-        result.update(self(part, None, depth) for part in form["is"])
-        return result
-
-    def _deque(self, form: Form, present: Any, depth: int) -> Any:
-        require(form["maxlen"] is None or type(form["maxlen"]) is int, "a deque has no length")
-        result: collections.deque[Any] = collections.deque(maxlen=form["maxlen"])
-        self._seen.append(result)
-        result.extend(self(part, None, depth) for part in form["is"])
-        return result
-
-    def _dict(self, form: Form, present: Any, depth: int) -> Any:
-        old = present if isinstance(present, dict) else {}
-        result: Any = collections.OrderedDict() if form.get(KIND) == "ordered_dict" else {}
-        if type(present) is collections.defaultdict:
-            result = collections.defaultdict(present.default_factory)
-        self._seen.append(result)
-        for pair in form["is"]:
-            require(type(pair) is list and len(pair) == 2, "a dict has no pairs")
-            key = self(pair[0], None, depth)
-            require(type(key) in (str, int, float, bool, tuple, type(None)) or isinstance(key, np.generic), "a key is none")
-            result[key] = self(pair[1], old.get(key), depth)
-        return result
-
-    def _take(self, form: Form) -> np.ndarray[Any, Any]:
-        require(form["is"] in self.arrays, f"there is no array {form['is']!r}")
-        return np.asarray(self.arrays[form["is"]])
-
-    def _array(self, form: Form, present: Any, depth: int) -> Any:
-        value = self._take(form)
-        require(value.dtype == _dtype(form["dtype"]), "an array has another type than it says")
-        fits = type(present) is np.ndarray and present.shape == value.shape and present.dtype == value.dtype
-        if fits and present.flags.writeable:
-            present[...] = value
-            value = present
-        else:
-            value = value.copy()
-        self._seen.append(value)
-        return value
-
-    def _text(self, form: Form, present: Any, depth: int) -> Any:
-        index = len(self._seen)
-        self._seen.append(None)
-        require(form["dtype"][:2] in ("|S", "<U", ">U", "=U"), "an array of text is none")
-        self._seen[index] = value = np.array(self(form["is"], None, depth), dtype=form["dtype"])
-        return value
-
-    def _tensor(self, form: Form, present: Any, depth: int) -> Any:
-        value = th.from_numpy(self._take(form).copy())
-        if form["dtype"] == "bfloat16":
-            require(value.dtype is th.int16, "a tensor has another type than it says")
-            value = value.view(th.bfloat16)
-        require(str(value.dtype) == f"torch.{form['dtype']}", "a tensor has another type than it says")
-        if isinstance(present, th.Tensor) and present.shape == value.shape and present.dtype == value.dtype:
-            with th.no_grad():
-                value = present.copy_(value)
-        self._seen.append(value)
-        return value
-
-    def _generator(self, form: Form, present: Any, depth: int) -> Any:
-        index = len(self._seen)
-        self._seen.append(present)
-        state = self(form["is"], None, depth)
-        require(type(state) is dict and state.get("bit_generator") in BIT_GENERATORS, "a generator is of no kind")
-        if not isinstance(present, np.random.Generator) or type(present.bit_generator).__name__ != state["bit_generator"]:
-            present = np.random.Generator(getattr(np.random, state["bit_generator"])(0))
-        present.bit_generator.state = state
-        self._seen[index] = present
-        return present
-
-    def _random_state(self, form: Form, present: Any, depth: int) -> Any:
-        index = len(self._seen)
-        self._seen.append(present)
-        present = present if isinstance(present, np.random.RandomState) else np.random.RandomState(0)
-        present.set_state(self(form["is"], None, depth))
-        self._seen[index] = present
-        return present
-
-    def _random(self, form: Form, present: Any, depth: int) -> Any:
-        index = len(self._seen)
-        self._seen.append(present)
-        present = present if isinstance(present, random.Random) else random.Random(0)
-        present.setstate(self(form["is"], None, depth))
-        self._seen[index] = present
-        return present
-
-    def _object(self, form: Form, present: Any, depth: int) -> Any:
-        if present is not None and full_name(type(present)) == form["class"]:
-            self._seen.append(present)
-            self.fill(present, form["is"], depth)
-            return present
-        require(self.rules is not None, f"there is no {form['class']} where one was")
-        assert self.rules is not None
-        module, _, name = form["class"].rpartition(".")
-        replaced = self.replaced.get(form["class"], self.replaced.get(f"{module}:{name}"))
-        made = self.rules.create(self.rules.resolve(module, name) if replaced is None else replaced, ())
-        self._seen.append(made)
-        require(type(form["is"]) is dict, "an object has no attributes")
-        self.rules.build(made, {name: self(part, None, depth) for name, part in form["is"].items()})
-        return made
-
-    def fill(self, present: Any, forms: Form, depth: int = 0) -> None:
-        """Give an object the attributes that it had."""
-        require(type(forms) is dict, "an object has no attributes")
-        attributes = vars(present)
-        for name, form in forms.items():
-            require(
-                type(name) is str and name.isidentifier() and not name.startswith("__"), f"an attribute is called {name!r}"
-            )
-            attributes[name] = self(form, attributes.get(name), depth + 1)
-
-
-def _dtype(text: Any) -> np.dtype[Any]:
-    require(type(text) is str and len(text) <= 4 and text[1:2] in tuple("biuf?"), "a type is none")
-    try:
-        result: np.dtype[Any] = np.dtype(text)
-    except TypeError as error:
-        raise Damage(f"{text!r} is no type") from error
-    return result

@@ -23,7 +23,7 @@ from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
 from sb3_softac.files.fields import check_fields, check_sizes, refuse_nan
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.settling import check_values
-from sb3_softac.files.unpickling import Damage, Machine, Refusal, Source
+from sb3_softac.files.unpickling import Damage, Machine, Refusal, Source, printable
 
 #: more than any model has
 MAX_MEMBERS = 64
@@ -40,13 +40,7 @@ AVERAGES = frozenset(("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffe
 
 
 def damaged(name: str, problem: Any) -> DamagedFileError:
-    return DamagedFileError(f"`path` is {name!r}, which is damaged, or no file of this kind: {_printable(problem)}.")
-
-
-def _printable(text: Any) -> str:
-    """What a file says, without what would change a terminal."""
-    shown = ascii(str(text))[1:-1].replace("\\'", "'").replace("\\\\", "\\")
-    return shown if len(shown) <= 500 else f"{shown[:500]}..."
+    return DamagedFileError(f"`path` is {name!r}, which is damaged, or no file of this kind: {printable(problem)}.")
 
 
 def untrusted(name: str, what: Any, field: str | None, replaceable: bool) -> UntrustedFileError:
@@ -57,7 +51,7 @@ def untrusted(name: str, what: Any, field: str | None, replaceable: bool) -> Unt
     :param field: attribute of the model
     :param replaceable: whether the caller takes ``custom_objects``
     """
-    what = _printable(what)
+    what = printable(what)
     code = "cloudpickle" in what
     asked = f"holds code ({what})" if code else f"asks for {what}"
     where = "" if field is None else f" in its attribute `{field}`"

@@ -6,8 +6,10 @@ and what anything in between might use (random generators) follows where the fir
 
 import pathlib
 import random
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -17,24 +19,41 @@ from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.collect import StoredUpTo
-from sb3_softac.errors import DamagedFileError, UntrustedFileError
-from sb3_softac.files import environments, segments
+from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
+from sb3_softac.files import environments, generators, segments
 from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
+from sb3_softac.files.checking import check_alike
 from sb3_softac.files.checkpoint import Checkpoint, Folder
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form, UnsavableError, kind_of
+from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.model_state import (
+    check_logged,
+    check_noise,
+    check_parameters,
+    check_rows,
+    check_values_of,
+    is_logged,
+    kept_logs,
+)
+from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError, is_place, kind_of
 from sb3_softac.files.reading import built_from, check_optimizers
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.segments import BufferLog
-from sb3_softac.files.unpickling import Damage, Refusal
+from sb3_softac.files.settling import check_values
+from sb3_softac.files.unpickling import Damage, Refusal, printable
 from sb3_softac.runtime import Resumption, Runtime, SetUp
 
 #: attributes of a model that others are made of, or that the environment has
 NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "replay_buffer", "action_noise", "n_envs"))
 #: what has a state of its own: a callback that holds it does not bring it into its own
 LIVING = (BaseAlgorithm, BaseBuffer, BaseCallback, VecEnv, gym.Env)
+#: values in one attribute
+MAX_VALUES = 10_000_000
+#: what the set-up of a model needs, beside what its constructor makes
+ADDED = frozenset(("_automatic_target_entropy",))
 #: attributes of callbacks that the model gives them
 OF_CALLBACKS = ("model", "locals", "globals", "parent", "training_env", "verbose", "logger", "eval_env")
 
@@ -105,11 +124,11 @@ def _state_of_callbacks(root: BaseCallback | None, arrays: Arrays) -> dict[str, 
         skip = {*OF_CALLBACKS, *_settings_of(callback)}
         form: dict[str, Form] = {}
         for name, value in vars(callback).items():
-            if name in skip:
+            if name in skip or is_place(name, value):
                 continue
             own: Arrays = {}
             try:
-                form[name] = _OfCallbacks(own, f"{key}/{name}/")(value, name)
+                form[name] = _OfCallbacks(own, f"{key}/{name}/", leave_out_code=True)(value, name)
             except UnsavableError:
                 continue  # a progress bar, an open file
             arrays |= own
@@ -171,11 +190,15 @@ def state_of(model: Any, arrays: Arrays) -> dict[str, Form]:
     state["wrappers"] = [type(layer).__name__ for layer in environments.vec_layers(model.env)]
     state["callbacks"] = _state_of_callbacks(runtime.callback, arrays)
     logger = model.logger
+    logged = {name for name, value in logger.name_to_value.items() if is_logged(value)}
     state["logger"] = Encoder(arrays, "logger")(
-        {name: dict(getattr(logger, name)) for name in ("name_to_value", "name_to_count", "name_to_excluded")}
+        {
+            each: {name: value for name, value in getattr(logger, each).items() if name in logged}
+            for each in ("name_to_value", "name_to_count", "name_to_excluded")
+        }
     )
     state["dumped"] = runtime.dumped
-    state["spaces"] = Encoder(arrays, "space").attributes(vars(model.action_space), "action_space")
+    state["space"] = Encoder(arrays, "space")(model.action_space._np_random)
     state["replay_buffer"] = segments.state_of(model.replay_buffer, arrays)
     state["generators"] = Encoder(arrays, "generator")(_generators(model))
     return state
@@ -185,23 +208,31 @@ def state_of(model: Any, arrays: Arrays) -> dict[str, Form]:
 
 
 def _decoded(checkpoint: Checkpoint, replaced: dict[str, Any]) -> dict[str, Any]:
-    forms = checkpoint.state["attributes"]
+    forms: Any = checkpoint.state.get("attributes")
     require(type(forms) is dict, "there are no attributes")
     values = {}
     for name, form in forms.items():
-        require(type(name) is str and name.isidentifier() and not name.startswith("__"), f"an attribute is called {name!r}")
         if name in replaced:
             values[name] = replaced[name]
             continue
-        try:
-            values[name] = Decoder(checkpoint.arrays, Allowed(functions=name in FUNCTION_FIELDS), replaced)(form)
-        except Refusal as refusal:
-            raise UntrustedFileError(
-                f"`folder` has the checkpoint {checkpoint.path.name!r}, whose attribute `{name}` asks for {refusal}. That is "
-                f"not on the list of what files may use, so nothing of it has run. If it is yours, import its module before, "
-                f"or pass `custom_objects={{{name!r}: ...}}`."
-            ) from None
+        rules = Allowed(functions=name in FUNCTION_FIELDS)
+        with _trusted(checkpoint, printable(name)):
+            values[name] = Decoder(checkpoint.arrays, rules, replaced)(form)
+        check_values(values[name], rules.created, MAX_VALUES)
     return values
+
+
+@contextmanager
+def _trusted(checkpoint: Checkpoint, name: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except Refusal as refusal:
+        where = f"whose attribute `{name}`" if name else "which"
+        instead = f", or pass `custom_objects={{{name!r}: ...}}`" if name else ""
+        raise UntrustedFileError(
+            f"`folder` has the checkpoint {checkpoint.path.name!r}, {where} asks for {printable(refusal)}. That is not on the "
+            f"list of what files may use, so nothing of it has run. If it is yours, import its module before{instead}."
+        ) from None
 
 
 def _check_run(cls: type[Any], checkpoint: Checkpoint, env: Any) -> None:
@@ -209,12 +240,13 @@ def _check_run(cls: type[Any], checkpoint: Checkpoint, env: Any) -> None:
     run, path = checkpoint.run, str(checkpoint.path)
     if run.get("algorithm") != cls.__name__:
         raise ValueError(
-            f"`folder` has the checkpoint {path!r} of {run.get('algorithm')}, but this is {cls.__name__}: "
-            f"{run.get('algorithm')}.resume goes on with it."
+            f"`folder` has the checkpoint {path!r} of {printable(run.get('algorithm'))}, but this is {cls.__name__}: "
+            f"{printable(run.get('algorithm'))}.resume goes on with it."
         )
     for name, what in (("observation_space", "observation space"), ("action_space", "action space"), ("n_envs", "number")):
         theirs, ours = run.get(name), environment_of(env)[name]
         if theirs != ours:
+            theirs = printable(theirs)
             raise ValueError(
                 f"`env` has {ours} as {what} of environments, but the checkpoint {path!r} is of {theirs}: build it as it was."
                 if name == "n_envs"
@@ -243,16 +275,19 @@ def resume(
     unknown = sorted(set(expected) - set(cls._option_names()))
     if unknown:
         raise ValueError(f"`{unknown[0]}` is no option of {cls.__name__}: a run goes on with the options that it had.")
+    device = get_device(device)  # a wrong one is no damage of the files
     place = Folder(folder)
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
+    damages: list[str] = []
     for checkpoint in place.whole():
         _check_run(cls, checkpoint, wrapped)
         try:
-            with built_from(str(checkpoint.path)):
+            with built_from(str(checkpoint.path)), _trusted(checkpoint):
                 return _build(cls, place, checkpoint, wrapped, device, custom_objects or {}, expected)
         except DamagedFileError as damage:
+            damages.append(str(damage))
             warnings.warn(f"{checkpoint.path.name} is damaged: {damage} The one before it is tried.", stacklevel=3)
-    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole.")
+    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole: {' '.join(damages[:5])}")
 
 
 def _build(
@@ -267,25 +302,17 @@ def _build(
     state, arrays = checkpoint.state, checkpoint.arrays
     wrappers = [type(layer).__name__ for layer in environments.vec_layers(env)]
     if state["wrappers"] != wrappers:
-        raise ValueError(
-            f"`env` is made of {' in '.join(reversed(wrappers))}, but the run had {' in '.join(reversed(state['wrappers']))}: "
-            "build it as it was."
-        )
-    attributes = _decoded(checkpoint, replaced)
-    model = cls(policy=attributes["policy_class"], env=env, device=device, _init_setup_model=False)
-    model.__dict__.update(attributes)
-    for name, value in expected.items():
-        _compare(model, name, value)
-    model._runtime = Runtime(SetUp(seeds=False, weights_follow=True))
-    if "action_noise" in state:
-        model.action_noise = Decoder(arrays, Allowed(), replaced)(state["action_noise"])
-    model._setup_model()
-    model.set_parameters(Decoder(arrays)(state["parameters"]), exact_match=True, device=device)
+        theirs = printable(" in ".join(reversed(state["wrappers"])))
+        raise ValueError(f"`env` is made of {' in '.join(reversed(wrappers))}, but the run had {theirs}: build it as it was.")
+    model = _set_up(cls, checkpoint, env, device, replaced, expected)
+    parameters = Decoder(arrays)(state["parameters"])
+    check_parameters(model, parameters)
+    model.set_parameters(parameters, exact_match=True, device=device)
     check_optimizers(model)
     runtime, log = model._runtime, BufferLog(place.segments)
     log.n_steps = model.num_timesteps
     segments.restore(place.segments, checkpoint.segments, model.replay_buffer, state["replay_buffer"], arrays, log)
-    require(type(state["engine"]) is int, "the number of gradient steps is none")
+    require(type(state["engine"]) is int and 0 <= state["engine"] < 1 << 62, "the number of gradient steps is none")
     runtime.engine.n_steps = state["engine"]
     runtime.run, runtime.buffer_log = checkpoint.run, log
     runtime.stored = StoredUpTo(model.replay_buffer, model._last_obs)
@@ -295,10 +322,45 @@ def _build(
         model._last_obs = None  # `learn` resets
         _restore_environment(model, checkpoint)
         warnings.warn(
-            f"The environments cannot be put where they were ({obstacle}): new episodes begin, and the rest goes on exactly. "
-            "An environment with `get_state()` and `set_state(state)` can.",
+            f"The environments cannot be put where they were ({printable(obstacle)}): new episodes begin, and the rest goes "
+            "on exactly. An environment with `get_state()` and `set_state(state)` can.",
             stacklevel=5,
         )
+    return model
+
+
+def _set_up(
+    cls: type[Any],
+    checkpoint: Checkpoint,
+    env: VecEnv,
+    device: th.device | str,
+    replaced: dict[str, Any],
+    expected: dict[str, Any],
+) -> Any:
+    """A model with the attributes that it had, whose weights and replay buffer are still to be filled."""
+    state, arrays = checkpoint.state, checkpoint.arrays
+    values = _decoded(checkpoint, replaced)
+    n_bytes = sum(array.nbytes for array in arrays.values())
+    check_values_of(cls, values, env, n_bytes, checkpoint.n_steps)
+    check_rows(values, expected, sum(segment.last - segment.first for segment in checkpoint.segments))
+    model = cls(policy=values["policy_class"], env=env, device=device, _init_setup_model=False)
+    left_out = {*model._excluded_save_params(), *NOT_SAVED}
+    require(left_out.isdisjoint(values), "it has attributes that no checkpoint has")
+    constructed = {name for name in values if name in vars(model) or name in ADDED}
+    model.__dict__.update({name: values[name] for name in constructed})
+    for name, value in expected.items():
+        _compare(model, name, value)
+    model.tensorboard_log = kept_logs(values, expected)
+    model._runtime = Runtime(SetUp(seeds=False, weights_follow=True))
+    if "action_noise" in state:
+        model.action_noise = Decoder(arrays, Allowed(), replaced)(state["action_noise"])
+        check_noise(model.action_noise, env.num_envs, int(np.prod(env.action_space.shape or ())))
+    model._setup_model()
+    for name in values.keys() - constructed:
+        if name in vars(model):
+            setattr(model, name, values[name])
+        else:
+            warnings.warn(f"The run has the attribute `{printable(name)}`, which a {cls.__name__} has not.", stacklevel=6)
     return model
 
 
@@ -337,21 +399,42 @@ def finish(model: Any) -> None:
     resumption = model._runtime.resumption
     checkpoint, rules = resumption.checkpoint, Allowed()
     state, arrays = checkpoint.state, checkpoint.arrays
+    if "obstacle" not in state["environment"]:
+        model.env.reset()
     try:
         if "obstacle" not in state["environment"]:
-            model.env.reset()
             _restore_environment(model, checkpoint)
         if model.action_noise is not None:
             Decoder(arrays, rules, resumption.custom_objects)(state["action_noise"], model.action_noise)
         _restore_callbacks(model._runtime.callback, state["callbacks"], arrays, resumption.custom_objects)
-        for name, values in Decoder(arrays)(state["logger"]).items():
+        logged = Decoder(arrays)(state["logger"])
+        check_logged(logged)
+        for name, values in logged.items():
             getattr(model.logger, name).update(values)
-        model._runtime.dumped = bool(state["dumped"])
-        Decoder(arrays).fill(model.action_space, state["spaces"])
+        require(type(state["dumped"]) is bool, "it does not say whether logs were written")
+        model._runtime.dumped = state["dumped"]
+        generator = Decoder(arrays)(state["space"], model.action_space._np_random)
+        require(generator is None or isinstance(generator, np.random.Generator), "the action space has no generator")
+        model.action_space._np_random = generator
         _restore_generators(Decoder(arrays)(state["generators"]), model)
-    except (Damage, Refusal) as problem:
-        raise ValueError(f"The run in {str(checkpoint.path)!r} cannot go on here: {problem}.") from problem
+    except Exception as problem:  # all of it is about what is in the files, and what of it has a place here
+        raise ValueError(describe_failure(checkpoint, problem)) from problem
     model._runtime.resumption = None
+
+
+def describe_failure(checkpoint: Checkpoint, problem: Exception) -> str:
+    known = isinstance(problem, (Damage, Refusal))
+    reason = printable(problem if known else f"{type(problem).__name__}: {problem}")
+    return f"The run in {str(checkpoint.path)!r} cannot go on here: {reason}."
+
+
+def is_about_state(error: Exception) -> bool:
+    """Whether an environment has failed as it would in a state that it cannot be in."""
+    if isinstance(error.__cause__, (EOFError, ConnectionError)):  # in another process, which has ended
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    in_environment = any(isinstance(frame.f_locals.get("self"), (VecEnv, gym.Env)) for frame in frames)
+    return in_environment and not isinstance(error, (ValueError, OSError, EOFError, TrainingDivergedError))
 
 
 def _restore_callbacks(
@@ -360,22 +443,26 @@ def _restore_callbacks(
     for key, callback in _keys(root):
         form = dict(forms.get(key, {}))
         env, there = form.pop("eval_env", None), getattr(callback, "eval_env", None)
+        before = dict(vars(callback))
+        skip = {*OF_CALLBACKS, *_settings_of(callback)}
         for name, value in form.items():
             try:  # each by itself, as it was written
-                Decoder(arrays, Allowed(), custom_objects).fill(callback, {name: value})
+                Decoder(arrays, Allowed(), custom_objects, skip=skip).fill(callback, {name: value})
             except Refusal as refusal:
                 raise Refusal(
                     f"`{name}` of {type(callback).__name__} was {refusal}, and no such object is there now: make it in the "
                     "constructor, and it gets its state"
                 ) from None
+        if type(callback).__module__.startswith(("stable_baselines3.", "sb3_softac.")):
+            check_alike(key, before, vars(callback))
         if env is not None and isinstance(there, VecEnv):
             there.reset()
             environments.restore(there, env, _with_prefix(arrays, f"{key}/"))
 
 
 def _restore_generators(states: Mapping[str, Any], model: Any) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002  # as above
-    th.set_rng_state(states["torch"])
+    generators.set_python(random, states["python"])
+    generators.set_legacy(np.random, states["numpy"])
+    generators.set_torch(states["torch"])
     if model.device.type == "cuda" and len(states["cuda"]) == th.cuda.device_count():
         th.cuda.set_rng_state_all(states["cuda"])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch as th
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -204,6 +204,19 @@ class SavedAlgorithm(CollectingAlgorithm):
         :raises DamagedFileError: no checkpoint is whole, or a newer version has written it
         """
         return cast(SelfSavedAlgorithm, resuming.resume(cls, folder, env, device, custom_objects, expected))
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """The first one after ``resume`` says so, if the environments fail in the state that the files have put them in.
+
+        :raises ValueError: they do
+        """
+        resumption = self._runtime.resumption
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        except Exception as error:
+            if resumption is not None and resuming.is_about_state(error):
+                raise ValueError(resuming.describe_failure(resumption.checkpoint, error)) from error
+            raise
 
     def _before_rollout(self) -> None:
         self._finish_resumption()

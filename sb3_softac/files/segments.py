@@ -7,6 +7,7 @@ beginnings. A buffer is all segments that still have a living transition, in the
 
 import hashlib
 import pathlib
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +19,20 @@ from safetensors import numpy as safetensors
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_softac.files.atomic import writing
-from sb3_softac.files.plain import Arrays, Decoder, Encoder, Form
+from sb3_softac.files.checking import check_attributes_of_buffer, check_transitions, is_like
+from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.plain import Arrays, Encoder, Form
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.unpickling import Damage
 
 #: a segment that is smaller is written again together with the next one, so that there are not too many
 SMALL = 1 << 20
+#: of a segment: its transitions, and something random
+NAME = re.compile(r"\d{12,20}-\d{12,20}-[0-9a-f]{8}\.safetensors", re.ASCII)
+#: a file is looked at in pieces of so many bytes
+PIECE = 1 << 20
+#: bytes of the header of a file: enough for 100,000 arrays
+MAX_HEADER = 16 << 20
 #: rows are written in pieces of about so many bytes
 LARGE = 64 << 20
 #: what the model has, or what is written row by row
@@ -49,20 +58,39 @@ def write_arrays(path: pathlib.Path, arrays: Arrays) -> tuple[int, str]:
     return len(content), hashlib.sha256(content).hexdigest()
 
 
+def pieces_of(path: pathlib.Path, size: int) -> Iterator[bytes]:
+    """The contents of a file, piece by piece.
+
+    :raises Damage: it is no file of this size
+    """
+    try:
+        require(path.is_file() and not path.is_symlink() and path.stat().st_size == size, f"{path.name} is incomplete")
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                yield piece
+    except OSError as error:
+        raise Damage(f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def check_file(path: pathlib.Path, size: int, checksum: str) -> None:
+    """:raises Damage: a file is another one"""
+    summed = hashlib.sha256()
+    for piece in pieces_of(path, size):
+        summed.update(piece)
+    require(summed.hexdigest() == checksum, f"the checksum of {path.name} is not that of its contents")
+
+
 def read_arrays(path: pathlib.Path, size: int, checksum: str) -> Arrays:
     """Read arrays that :func:`write_arrays` has written.
 
     :raises Damage: the file is another one
     """
-    try:
-        require(path.is_file() and not path.is_symlink() and path.stat().st_size == size, f"{path.name} is incomplete")
-        content = path.read_bytes()
-    except OSError as error:
-        raise Damage(f"{path.name} cannot be read: {error.strerror}") from error
+    content = b"".join(pieces_of(path, size))
     require(hashlib.sha256(content).hexdigest() == checksum, f"the checksum of {path.name} is not that of its contents")
+    require(int.from_bytes(content[:8], "little") <= MAX_HEADER, f"{path.name} has a header that is too long")
     try:
         arrays: Arrays = safetensors.load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise Damage(f"{path.name} holds no arrays: {error}") from error
     return arrays
 
@@ -131,8 +159,17 @@ class BufferLog:
             self.buffer = None
             raise
         self.buffer, self.n_steps = buffer, n_steps
-        self.shadow = {name: part.copy() for name, part in rows.items() if _is_small(part)}
+        self.remember(rows)
         return list(self.segments)
+
+    def remember(self, rows: Arrays) -> None:
+        """Keep the rows that may be changed later, as they are; no memory is touched for those that are not there yet."""
+        n_filled = self.added
+        self.shadow = {}
+        for name, part in rows.items():
+            if _is_small(part):
+                self.shadow[name] = np.zeros(part.shape, part.dtype)
+                self.shadow[name][:n_filled] = part[:n_filled]
 
     def _changed(self, rows: Arrays, oldest: int, end: int) -> set[int]:
         """Transitions before ``end`` that are not as they were written."""
@@ -140,9 +177,10 @@ class BufferLog:
         different = np.zeros(len(numbers), dtype=bool)
         if len(numbers):
             for name, before in self.shadow.items():
-                now, n_rows = rows[name], len(rows[name])
+                at = slice(0, end)  # all rows, if there are fewer
+                now, before, n_rows = rows[name][at], before[at], len(rows[name])
                 unequal = (now != before) & ~((now != now) & (before != before))
-                different |= unequal.reshape(n_rows, -1).any(axis=1)[numbers % n_rows]
+                different |= unequal.reshape(len(now), -1).any(axis=1)[numbers % n_rows]
         return set(numbers[different].tolist())
 
     def _extend(self, rows: Arrays, first: int, changed: set[int], oldest: int) -> None:
@@ -194,16 +232,19 @@ def restore(
     :param log: is told what is on the disk
     :raises Damage: it is another buffer's
     """
-    require(form["class"] == type(buffer).__qualname__, f"the replay buffer was a {form['class']}")
-    decoder = Decoder(arrays)
-    decoder.fill(buffer, form["is"])
-    n_rows, rows = buffer.buffer_size, rows_of(buffer)
-    require(type(buffer.pos) is int and 0 <= buffer.pos < n_rows, "the replay buffer ends outside of itself")
+    require(type(form) is dict and form.get("class") == type(buffer).__qualname__, "the replay buffer was of another class")
+    rows = rows_of(buffer)
+    decoder = Decoder(arrays, skip=(*NOT_HERE, *(name.partition(".")[0] for name in rows)))
+    before, n_rows = dict(vars(buffer)), buffer.buffer_size
+    decoder.fill(buffer, form.get("is"))
+    check_attributes_of_buffer(buffer, before)
     added = n_rows + buffer.pos if buffer.full else buffer.pos
     if segments:
         added = segments[-1].last
         require(added % n_rows == buffer.pos and (added >= n_rows) == bool(buffer.full), "the replay buffer ends elsewhere")
     oldest, reached = max(0, added - n_rows), max(0, added - n_rows)
+    for segment in segments:
+        _check_length(rows, segment)
     for segment, content in _contents(folder, segments):
         require(segment.first <= reached <= segment.last, "transitions are missing")
         _put(rows, content, max(segment.first, oldest), segment, oldest)
@@ -211,14 +252,34 @@ def restore(
         log.patched[segment.file] = set(changed.tolist())
         reached = segment.last
     require(reached == added, "transitions are missing")
-    if "next" in form:
-        for name, value in decoder(form["next"]).items():
-            rows[name][buffer.pos] = value
-    if "infos" in form:
-        for row, infos in zip(vars(buffer)["infos"], decoder(form["infos"]), strict=False):
-            row[:] = infos
+    _restore_rest(decoder, form, buffer, rows)
+    check_transitions(buffer, rows)
     log.segments, log.added, log.buffer = list(segments), added, buffer
-    log.shadow = {name: part.copy() for name, part in rows.items() if _is_small(part)}
+    log.remember(rows)
+
+
+def _restore_rest(decoder: Decoder, form: Form, buffer: Any, rows: Arrays) -> None:
+    """What of the rows is not in segments."""
+    for name, value in decoder(form.get("next", {})).items():
+        require(name in rows and is_like(rows[name][buffer.pos], value), "the replay buffer has another next observation")
+        rows[name][buffer.pos] = value
+    if "infos" not in form:
+        return
+    infos = decoder(form["infos"])
+    require(type(infos) is list and len(infos) == buffer.size(), "the replay buffer has other infos")
+    for row, of_row in zip(buffer.infos, infos, strict=False):
+        dicts = type(of_row) is list and len(of_row) == buffer.n_envs and all(isinstance(info, dict) for info in of_row)
+        require(dicts, "the replay buffer has other infos")
+        row[:] = of_row
+
+
+def _check_length(rows: Arrays, segment: Segment) -> None:
+    """:raises Damage: a segment is far longer than its transitions, and would take memory for nothing"""
+    n_rows = max((len(part) for part in rows.values()), default=0)
+    in_rows = sum(part[:1].nbytes for part in rows.values()) * (segment.last - segment.first)
+    in_changes = (8 + sum(part[:1].nbytes for part in rows.values() if _is_small(part))) * n_rows
+    fits = segment.last - segment.first <= n_rows and segment.bytes <= 2 * (in_rows + in_changes) + (1 << 20)
+    require(fits, f"{segment.file} is longer than its transitions")
 
 
 def _contents(folder: pathlib.Path, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Arrays]]:
@@ -243,7 +304,8 @@ def _put(rows: Arrays, content: Arrays, first: int, segment: Segment, oldest: in
     for name, part in rows.items():
         value = content.get(f"changed.{name}")
         if value is not None:
-            require(value.shape == (len(numbers), *part.shape[1:]), f"{segment.file} holds other transitions")
+            fits = value.shape == (len(numbers), *part.shape[1:]) and value.dtype == part.dtype
+            require(fits, f"{segment.file} holds other transitions")
             part[numbers[alive] % len(part)] = value[alive]
 
 
@@ -254,12 +316,15 @@ def as_json(segments: Sequence[Segment]) -> list[Form]:
 def from_json(forms: Any) -> list[Segment]:
     """:raises Damage: no segments"""
     require(type(forms) is list, "there is no list of segments")
-    segments = []
+    segments: list[Segment] = []
     for form in forms:
         require(type(form) is dict and form.keys() == Segment.__dataclass_fields__.keys(), "a segment is none")
         segment = Segment(**form)
-        plain = type(segment.file) is str and pathlib.PurePath(segment.file).name == segment.file and "\\" not in segment.file
-        numbers = all(type(n) is int and n >= 0 for n in (segment.first, segment.last, segment.bytes))
+        plain = type(segment.file) is str and bool(NAME.fullmatch(segment.file)) and type(segment.sha256) is str
+        numbers = all(type(n) is int and 0 <= n < 1 << 62 for n in (segment.first, segment.last, segment.bytes))
         require(plain and numbers and segment.first <= segment.last, "a segment is none")
+        before = segments[-1] if segments else segment
+        require(before.first <= segment.first <= before.last <= segment.last, "segments are in another order")
         segments.append(segment)
+    require(len({segment.file for segment in segments}) == len(segments), "a segment is there twice")
     return segments

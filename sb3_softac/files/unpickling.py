@@ -17,6 +17,12 @@ CHUNK = 1 << 16
 KEYS = (str, int, float, bool, bytes, type(None))
 
 
+def printable(text: Any) -> str:
+    """What a file says, without what would change a terminal."""
+    shown = ascii(str(text))[1:-1].replace("\\'", "'").replace("\\\\", "\\")
+    return shown if len(shown) <= 500 else f"{shown[:500]}..."
+
+
 class Refusal(Exception):
     """A file asks for what is not on the list; the message names it."""
 

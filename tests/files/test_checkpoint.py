@@ -490,7 +490,7 @@ class TestSegments:
                 if buffer.size() and generator.random() < 0.5:
                     row = generator.integers(buffer.size())
                     buffer.timeouts[row] = generator.random() < 0.5
-                    buffer.rewards[row] = generator.choice([0.0, np.nan])
+                    buffer.rewards[row] = generator.choice([0.0, 7.0])
                 written = log.write(buffer, n_steps)
                 other = self.restored(tmp_path, buffer, written)
                 for name, rows in rows_of(buffer).items():
