@@ -6,7 +6,7 @@ values and arrays, and ``set_state(state)``. Environments in other processes are
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -287,3 +287,15 @@ def restore(env: VecEnv, form: Form, arrays: Arrays) -> str | None:
     for problem in _ask(vector, given):
         require(problem is None, problem)
     return None
+
+
+def captured(env: VecEnv, arrays: Arrays, prefix: str) -> Form:
+    """As :func:`capture`, with its arrays among others, under names with a prefix."""
+    form, own = capture(env)
+    arrays.update({f"{prefix}{name}": value for name, value in own.items()})
+    return form
+
+
+def with_prefix(arrays: Mapping[str, Any], prefix: str) -> Arrays:
+    """Those arrays again, under the names that they had."""
+    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}

@@ -15,9 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
-from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -26,9 +24,10 @@ from sb3_softac.collect import StoredUpTo
 from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
 from sb3_softac.files import environments, generators, segments
 from sb3_softac.files.allowed import FUNCTION_FIELDS, Allowed
-from sb3_softac.files.checking import check_alike
+from sb3_softac.files.callback_state import restore_callbacks, state_of_callbacks
 from sb3_softac.files.checkpoint import Checkpoint, Folder
 from sb3_softac.files.decoding import Decoder
+from sb3_softac.files.environments import captured, with_prefix
 from sb3_softac.files.model_state import (
     check_logged,
     check_noise,
@@ -38,7 +37,7 @@ from sb3_softac.files.model_state import (
     is_logged,
     kept_logs,
 )
-from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError, is_place, kind_of
+from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError
 from sb3_softac.files.reading import built_from, check_optimizers
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.segments import BufferLog
@@ -48,14 +47,10 @@ from sb3_softac.runtime import Resumption, Runtime, SetUp
 
 #: attributes of a model that others are made of, or that the environment has
 NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "replay_buffer", "action_noise", "n_envs"))
-#: what has a state of its own: a callback that holds it does not bring it into its own
-LIVING = (BaseAlgorithm, BaseBuffer, BaseCallback, VecEnv, gym.Env)
 #: values in one attribute
 MAX_VALUES = 10_000_000
 #: what the set-up of a model needs, beside what its constructor makes
 ADDED = frozenset(("_automatic_target_entropy",))
-#: attributes of callbacks that the model gives them
-OF_CALLBACKS = ("model", "locals", "globals", "parent", "training_env", "verbose", "logger", "eval_env")
 
 
 # --- out of a model ----------------------------------------------------------------------------------------------------
@@ -78,75 +73,6 @@ def attributes_of(model: Any, arrays: Arrays) -> dict[str, Form]:
                     f"and functions with a name at the top of a module{error.advice}."
                 ) from None
     return forms
-
-
-def callbacks_below(root: BaseCallback | None) -> Iterator[BaseCallback]:
-    """A callback and all callbacks that it calls, in order."""
-    if root is None:
-        return
-    yield root
-    for value in vars(root).values():
-        for part in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(part, BaseCallback) and part is not getattr(root, "parent", None):
-                yield from callbacks_below(part)
-
-
-def _keys(root: BaseCallback | None) -> Iterator[tuple[str, BaseCallback]]:
-    """Callbacks by their class, and by their place among those of the same one."""
-    counts: dict[str, int] = {}
-    for callback in callbacks_below(root):
-        name = type(callback).__name__
-        counts[name] = counts.get(name, 0) + 1
-        yield f"{name}.{counts[name]}", callback
-
-
-def _settings_of(callback: BaseCallback) -> set[str]:
-    """What its constructors take: the new one has its own."""
-    names: set[str] = set()
-    for cls in type(callback).__mro__:
-        code = getattr(vars(cls).get("__init__"), "__code__", None)
-        names |= set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) if code else set()
-    return names
-
-
-class _OfCallbacks(Encoder):
-    """Refuses what lives beside a callback, before it is copied."""
-
-    def _object(self, value: Any, path: str, depth: int) -> Form:
-        if isinstance(value, LIVING):
-            raise UnsavableError(path, kind_of(value))
-        return super()._object(value, path, depth)
-
-
-def _state_of_callbacks(root: BaseCallback | None, arrays: Arrays) -> dict[str, Form]:
-    forms = {}
-    for key, callback in _keys(root):
-        skip = {*OF_CALLBACKS, *_settings_of(callback)}
-        form: dict[str, Form] = {}
-        for name, value in vars(callback).items():
-            if name in skip or is_place(name, value):
-                continue
-            own: Arrays = {}
-            try:
-                form[name] = _OfCallbacks(own, f"{key}/{name}/", leave_out_code=True)(value, name)
-            except UnsavableError:
-                continue  # a progress bar, an open file
-            arrays |= own
-        env = getattr(callback, "eval_env", None)
-        if isinstance(env, VecEnv):
-            form["eval_env"] = _captured(env, arrays, f"{key}/")
-        forms[key] = form
-    return forms
-
-
-def _captured(env: VecEnv, arrays: Arrays, prefix: str) -> Form:
-    form, own = environments.capture(env)
-    arrays.update({f"{prefix}{name}": value for name, value in own.items()})
-    return form
-
-
-def _with_prefix(arrays: Mapping[str, Any], prefix: str) -> Arrays:
-    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _generators(model: Any) -> dict[str, Any]:
@@ -186,9 +112,9 @@ def state_of(model: Any, arrays: Arrays) -> dict[str, Form]:
     state["engine"] = runtime.engine.n_steps
     if model.action_noise is not None:
         state["action_noise"] = Encoder(arrays, "noise")(model.action_noise, "action_noise")
-    state["environment"] = _captured(model.env, arrays, "env/")
+    state["environment"] = captured(model.env, arrays, "env/")
     state["wrappers"] = [type(layer).__name__ for layer in environments.vec_layers(model.env)]
-    state["callbacks"] = _state_of_callbacks(runtime.callback, arrays)
+    state["callbacks"] = state_of_callbacks(runtime.callback, arrays)
     logger = model.logger
     logged = {name for name, value in logger.name_to_value.items() if is_logged(value)}
     state["logger"] = Encoder(arrays, "logger")(
@@ -388,7 +314,7 @@ def _lists(value: Any) -> Any:
 
 
 def _restore_environment(model: Any, checkpoint: Checkpoint) -> None:
-    environments.restore(model.env, checkpoint.state["environment"], _with_prefix(checkpoint.arrays, "env/"))
+    environments.restore(model.env, checkpoint.state["environment"], with_prefix(checkpoint.arrays, "env/"))
 
 
 def finish(model: Any) -> None:
@@ -406,7 +332,7 @@ def finish(model: Any) -> None:
             _restore_environment(model, checkpoint)
         if model.action_noise is not None:
             Decoder(arrays, rules, resumption.custom_objects)(state["action_noise"], model.action_noise)
-        _restore_callbacks(model._runtime.callback, state["callbacks"], arrays, resumption.custom_objects)
+        restore_callbacks(model._runtime.callback, state["callbacks"], arrays, resumption.custom_objects)
         logged = Decoder(arrays)(state["logger"])
         check_logged(logged)
         for name, values in logged.items():
@@ -435,29 +361,6 @@ def is_about_state(error: Exception) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     in_environment = any(isinstance(frame.f_locals.get("self"), (VecEnv, gym.Env)) for frame in frames)
     return in_environment and not isinstance(error, (ValueError, OSError, EOFError, TrainingDivergedError))
-
-
-def _restore_callbacks(
-    root: BaseCallback | None, forms: Mapping[str, Form], arrays: Arrays, custom_objects: dict[str, Any]
-) -> None:
-    for key, callback in _keys(root):
-        form = dict(forms.get(key, {}))
-        env, there = form.pop("eval_env", None), getattr(callback, "eval_env", None)
-        before = dict(vars(callback))
-        skip = {*OF_CALLBACKS, *_settings_of(callback)}
-        for name, value in form.items():
-            try:  # each by itself, as it was written
-                Decoder(arrays, Allowed(), custom_objects, skip=skip).fill(callback, {name: value})
-            except Refusal as refusal:
-                raise Refusal(
-                    f"`{name}` of {type(callback).__name__} was {refusal}, and no such object is there now: make it in the "
-                    "constructor, and it gets its state"
-                ) from None
-        if type(callback).__module__.startswith(("stable_baselines3.", "sb3_softac.")):
-            check_alike(key, before, vars(callback))
-        if env is not None and isinstance(there, VecEnv):
-            there.reset()
-            environments.restore(there, env, _with_prefix(arrays, f"{key}/"))
 
 
 def _restore_generators(states: Mapping[str, Any], model: Any) -> None:
