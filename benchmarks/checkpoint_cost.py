@@ -11,7 +11,6 @@ part of it. --transitions asks for less.
 import argparse
 import csv
 import importlib.metadata
-import os
 import platform
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from speed import machine  # benchmarks/speed.py
 from stable_baselines3.common.logger import Logger
 
 from sb3_softac import SoftAC
@@ -101,7 +101,7 @@ def main() -> None:
     common = {
         "transitions": options.transitions,
         "save_freq": options.save_freq,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": machine("cpu"),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "python": platform.python_version(),
     }

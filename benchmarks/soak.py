@@ -29,6 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from speed import machine  # benchmarks/speed.py
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
@@ -216,7 +217,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
             "segments_left": len(list((killed / "segments").iterdir())),
             "seconds_without_kills": round(seconds),
             "seconds_with_kills": round(time.monotonic() - began),
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine("cpu"),
             **{package: importlib.metadata.version(package) for package in PACKAGES},
             "python": platform.python_version(),
         }
