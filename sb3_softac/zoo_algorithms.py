@@ -32,9 +32,9 @@ OF_RL_ZOO = (
 )
 
 #: Those that take names, as do arguments of an algorithm whose default is a string.
-TAKE_NAMES = (
-    *("actor_q", "callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper"),
-)
+TAKE_NAMES = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
+#: Arguments that take names though their default is None.
+NAMES_OR_NONE = ("actor_q",)
 
 #: Arguments of the algorithms that RL Zoo passes from its own command line.
 OF_COMMAND_LINE = {name: f"--{name.replace('_', '-')}" for name in ("device", "env", "seed", "tensorboard_log", "verbose")}
@@ -140,7 +140,7 @@ def quoted(argument: str, options: Mapping[str, Any]) -> str:
     :param options: arguments of the algorithm, with their defaults
     """
     name, _, value = argument.partition(":")
-    takes_names = name in TAKE_NAMES or isinstance(options.get(name), str)
+    takes_names = name in TAKE_NAMES or isinstance(options.get(name), str) or (name in options and name in NAMES_OR_NONE)
     is_string = PLAIN_STRING.fullmatch(value) or (PLAIN_NAME.fullmatch(value) and takes_names)
     return f"{name}:{value!r}" if is_string else argument
 
