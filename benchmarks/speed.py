@@ -328,28 +328,33 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     arithmetic.terminate()
     for end in ends.values():
         end.close()
-    return [
-        {
-            "case": case.name,
-            "peer": peer,
-            "unit": "gradient steps/s" if case.kind == "updates" else "environment steps/s",
-            "median": round(statistics.median(rates[peer]), 2),
-            "ratio": round(statistics.median(a / b for a, b in zip(rates[peer], rates[peers[0]], strict=True)), 3),
-            "lowest": round(min(rates[peer]), 2),
-            "highest": round(max(rates[peer]), 2),
-            "first_calls_s": round(started[peer], 2),
-            "peak_rss_mb": round(memory[peer], 1),
-            "mflop": round(case.flop / 1e6, 2),
-            "gemm_gflops": round(max(gemm) / 1e9, 1),
-            **{field.name: getattr(case, field.name) for field in dataclasses.fields(case) if field.name != "name"},
-            "rounds": rounds,
-            "seconds": seconds,
-            "machine": machine(case.device),
-            **{package: version(package) for package in PACKAGES},
-            "python": platform.python_version(),
-        }
-        for peer in peers
-    ]
+    setting = {
+        **{field.name: getattr(case, field.name) for field in dataclasses.fields(case) if field.name != "name"},
+        "rounds": rounds,
+        "seconds": seconds,
+        "machine": machine(case.device),
+        **{package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+    }
+    return [_row(case, peer, rates, started[peer], memory[peer], max(gemm)) | setting for peer in peers]
+
+
+def _row(case: Case, peer: str, rates: dict[str, list[float]], started: float, memory: float, gemm: float) -> dict[str, Any]:
+    """What was measured of one peer; ratios are to the first."""
+    first = next(iter(rates.values()))
+    return {
+        "case": case.name,
+        "peer": peer,
+        "unit": "gradient steps/s" if case.kind == "updates" else "environment steps/s",
+        "median": round(statistics.median(rates[peer]), 2),
+        "ratio": round(statistics.median(a / b for a, b in zip(rates[peer], first, strict=True)), 3),
+        "lowest": round(min(rates[peer]), 2),
+        "highest": round(max(rates[peer]), 2),
+        "first_calls_s": round(started, 2),
+        "peak_rss_mb": round(memory, 1),
+        "mflop": round(case.flop / 1e6, 2),
+        "gemm_gflops": round(gemm / 1e9, 1),
+    }
 
 
 def profile(case: Case) -> str:

@@ -59,7 +59,7 @@ class Runtime:
     stored: StoredUpTo = field(default_factory=lambda: StoredUpTo(None, None))
     #: whether logs were written since ``learn`` was called
     dumped: bool = False
-    #: attributes of which ``save`` has warned that loading would refuse them
+    #: what the user has been warned of: attributes of which ``save`` says that loading would refuse them, and metrics
     warned: set[str] = field(default_factory=set)
     #: the callback of the ``learn`` that runs
     callback: BaseCallback | None = None

@@ -286,6 +286,11 @@ def test_compile_takes_booleans_of_numpy() -> None:
         ("target_update_interval", {"bootstrap": "joint", "target_update_interval": 2}),
         ("actor_q", {"bootstrap": "joint", "actor_q": "target_min"}),
         ("batch_size", {"batch_size": 1, "policy_kwargs": {"normalization": "batch"}}),
+        ("batch_size", {"batch_size": 1, "policy_kwargs": {"normalization": {"pi": "batch_renorm"}}}),
+        (
+            "top_quantiles_to_drop_per_net",
+            {"top_quantiles_to_drop_per_net": 3, "value_network": True, "policy_kwargs": {"critic_head": "quantile"}},
+        ),
         ("normalization", {"policy_kwargs": {"normalization": "group"}}),
         ("normalization", {"policy_kwargs": {"normalization": {"vf": "layer"}}}),
         ("layer_norm", {"policy_kwargs": {"normalization": "batch", "layer_norm": True}}),

@@ -61,6 +61,9 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
             refuse("target_q", arguments["target_q"], "'min' with quantile critics, whose targets pool the quantiles of all")
     elif n_dropped != DEFAULT_DROPPED:
         refuse("top_quantiles_to_drop_per_net", n_dropped, f"{DEFAULT_DROPPED} with `critic_head`={head!r}, which has none")
+    if arguments["value_network"] and n_dropped != DEFAULT_DROPPED:
+        allowed = f"{DEFAULT_DROPPED} with `value_network=True`, whose targets have no quantiles"
+        refuse("top_quantiles_to_drop_per_net", n_dropped, allowed)
     actor_q = arguments["actor_q"]
     if actor_q is None:
         actor_q = "mean" if head == "quantile" else "min"
@@ -71,11 +74,6 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
     """Without target networks nothing follows them."""
     check_choice("bootstrap", arguments["bootstrap"], ("target", "joint"))
-    policy_kwargs = arguments["policy_kwargs"] or {}
-    normalization = policy_kwargs.get("normalization")
-    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
-    if of_critics in BATCH_NORMS and arguments["batch_size"] == 1:
-        refuse("batch_size", 1, f"at least 2 with `normalization`={normalization!r}, which needs the variance of a batch")
     if arguments["bootstrap"] == "target":
         return
     without_meaning = {"value_network": False, "tau": 0.005, "target_update_interval": 1}
@@ -84,11 +82,17 @@ def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
             refuse(name, arguments[name], f"{default} with `bootstrap='joint'`, which has no target networks")
     if arguments["actor_q"] == "target_min":
         refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `bootstrap='joint'`, which has no target networks")
-    if of_critics not in BATCH_NORMS and policy_kwargs.get("encoder", "mlp") == "mlp":
+
+
+def warn_of_joint_bootstrap(bootstrap: str, policy_kwargs: Mapping[str, Any]) -> None:
+    """Without targets and without batch normalisation nothing holds critics back; an encoder of a user may have some."""
+    normalization = policy_kwargs.get("normalization")
+    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
+    if bootstrap == "joint" and of_critics not in BATCH_NORMS and policy_kwargs.get("encoder", "mlp") == "mlp":
         warnings.warn(
             "`bootstrap` is 'joint' without batch normalisation in the critics, and such critics often diverge: "
             "policy_kwargs={'normalization': 'batch_renorm'} helps.",
-            stacklevel=2,
+            stacklevel=4,
         )
 
 

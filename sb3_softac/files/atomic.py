@@ -30,19 +30,19 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     :param path: the file to replace; a symbolic link stays one, and what is no file (a pipe) is written to as it is
     :raises OSError: it cannot be written; an older file is as it was, and nothing else is left
     """
-    with _explained(path):
+    with explained_errors(path):
         target = path.resolve()
         if target.is_symlink():  # where Python does not say so itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = target.stat().st_mode if target.exists() else None
     if mode is not None and not stat.S_ISREG(mode):
-        with _explained(path):
+        with explained_errors(path):
             yield target
         return
     unfinished = target.with_name(f".{uuid.uuid4().hex}.tmp")  # whoever writes to the same path has another one
     try:
-        with _explained(path):
+        with explained_errors(path):
             unfinished.open("xb").close()  # whoever writes in C would raise something else where this cannot be done
             yield unfinished
             _write_through(unfinished, mode)
@@ -62,7 +62,7 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _explained(path: pathlib.Path) -> Iterator[None]:
+def explained_errors(path: pathlib.Path) -> Iterator[None]:
     """Errors of the file system name the file that was asked for, not a temporary one."""
     try:
         yield

@@ -27,7 +27,7 @@ from importlib.metadata import version
 from typing import Any
 
 from sb3_softac.errors import DamagedFileError
-from sb3_softac.files.atomic import write_through_folder, writing
+from sb3_softac.files.atomic import explained_errors, write_through_folder, writing
 from sb3_softac.files.plain import Arrays, Form
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.segments import NAME, Segment, as_json, check_file, from_json, pieces_of, read_arrays, write_arrays
@@ -144,10 +144,11 @@ class Lock:
                     f"`folder` is {str(folder)!r}, but {holder} writes its checkpoints there: wait for its end, stop it, or "
                     "choose another folder."
                 ) from None
-        self.file.seek(0)
-        self.file.truncate()
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
+        with explained_errors(self.folder / "lock"):
+            self.file.seek(0)
+            self.file.truncate()
+            self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self.file.flush()
         Lock.held[self.folder] = self
 
     def holds(self) -> bool:

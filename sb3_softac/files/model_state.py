@@ -20,6 +20,7 @@ from sb3_softac.files.allowed import derives_from
 from sb3_softac.files.checking import is_finite, is_in
 from sb3_softac.files.fields import NUMBERS, check_fields, check_sizes
 from sb3_softac.files.rebuilding import require
+from sb3_softac.files.unpickling import printable
 
 COUNTERS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates")
 #: networks of so many bytes may be described that are not in the files
@@ -141,7 +142,11 @@ def is_logged(value: Any) -> bool:
 
 
 def check_parameters(model: Any, parameters: Any) -> None:
-    """:raises Damage: weights and averages that are not those of ``model``, or not finite"""
+    """Weights and averages that a model may get.
+
+    :raises ValueError: they are those of other networks, as where the code of one has changed
+    :raises Damage: they are not finite, or none
+    """
     names, _ = model._get_torch_save_params()
     require(type(parameters) is dict and parameters.keys() == set(names), "it has the weights of another model")
     for name, state in parameters.items():
@@ -155,13 +160,20 @@ def check_parameters(model: Any, parameters: Any) -> None:
 
 def _check_weights(name: str, owner: Any, state: dict[Any, Any]) -> None:
     own, trained = owner.state_dict(), dict(owner.named_parameters())
-    require(own.keys() == state.keys(), f"`{name}` has other weights")
+    shapes = {key: tuple(tensor.shape) for key, tensor in own.items() if isinstance(tensor, th.Tensor)}
+    theirs = {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, th.Tensor)}
+    if shapes != theirs:
+        first = next(key for key in [*shapes, *theirs] if shapes.get(key) != theirs.get(key))
+        here, there = (f"of the shape {found[first]}" if first in found else "missing" for found in (shapes, theirs))
+        raise ValueError(
+            f"The networks are not those of the run: `{printable(first)}` of `{name}` is {here} here, and {there} in the "
+            "checkpoint: build them as they were. A new model can `warm_start` from a file of the old one."
+        )
     for key, tensor in own.items():
         given = state[key]
         if not isinstance(tensor, th.Tensor):
             continue
-        fits = isinstance(given, th.Tensor) and given.shape == tensor.shape and given.dtype == tensor.dtype
-        require(fits, f"`{key}` of `{name}` has another shape or type")
+        require(given.dtype == tensor.dtype, f"`{key}` of `{name}` has another type")
         finite = bool(th.isfinite(given).all()) if key in trained else not bool(th.isnan(given).any())
         require(finite, f"`{key}` of `{name}` is not finite")
 

@@ -120,7 +120,7 @@ def make_layer_norm(features: int, n_networks: int | None) -> nn.LayerNorm | Ens
 
 def apply_layer(layer: nn.Module, values: th.Tensor, indices: CriticIndices) -> th.Tensor:
     """Call a layer of one network or of an ensemble."""
-    takes_indices = isinstance(layer, EnsembleLinear | EnsembleLayerNorm) or getattr(layer, "n_networks", None) is not None
+    takes_indices = isinstance(layer, EnsembleLinear | EnsembleLayerNorm) or getattr(layer, "takes_indices", False)
     result: Any = layer(values, indices) if takes_indices else layer(values)
     return result  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
 

@@ -41,6 +41,7 @@ class BatchRenorm(nn.Module):
     ) -> None:
         super().__init__()
         self.n_networks, self.warmup_steps, self.momentum, self.eps = n_networks, warmup_steps, momentum, eps
+        self.takes_indices = n_networks is not None
         shape = (features,) if n_networks is None else (n_networks, 1, features)
         self.weight = nn.Parameter(th.ones(shape))
         self.bias = nn.Parameter(th.zeros(shape))

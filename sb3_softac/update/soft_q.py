@@ -125,7 +125,8 @@ class SoftQUpdate(Update):
         n_fixed = noise.particles.shape[1] - n_updated
         # By themselves: the backward pass of the loss then has no zeros to carry through the network.
         fixed = actor.particles(observations, noise.particles[:, :n_fixed]).actions
-        updated = actor.particles(observations, noise.particles[:, n_fixed:]).actions
+        with self.batch_statistics(actor):
+            updated = actor.particles(observations, noise.particles[:, n_fixed:]).actions
         direction = self.stein_direction(observations, fixed, updated.detach(), ent_coef)
         loss = losses.sampler_loss(updated, direction)
         grad_norm = self.minimise(loss, actor, numbers, optimizer_step)

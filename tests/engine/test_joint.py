@@ -8,9 +8,12 @@ import pytest
 import torch as th
 from stable_baselines3.common.envs import BitFlippingEnv, SimpleMultiObsEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import nn
 
 from sb3_softac import SoftAC, SoftQL
 from sb3_softac.export import ExportedPolicy
+from sb3_softac.networks import Encoder
+from sb3_softac.networks.ensemble import make_linear
 from sb3_softac.networks.normalization import BatchRenorm
 from tests.graph_standin import GraphStandIn
 from tests.helpers import (
@@ -133,12 +136,44 @@ def test_acting_moves_no_statistics() -> None:
 
 
 def test_soft_q_learning_takes_normalisation() -> None:
+    """Of sampler and critics: the statistics of both move."""
     model = SoftQL("MlpPolicy", RandomEnv(), device="cpu", buffer_size=100, **net(normalization="batch_renorm"))
     fill_buffer(model, 50)
     model.train(3, batch_size=16)
+    for network in (model.actor, model.critic):
+        layers = [module for module in network.modules() if isinstance(module, BatchRenorm)]
+        assert len(layers) == 3
+        assert all(layer.running_steps == 3 and (layer.running_var != 1.0).all() for layer in layers)
     assert np.isfinite(model.predict(np.zeros(4, np.float32))[0]).all()
+
+
+class Block(nn.Module):
+    """A layer of a user, which keeps the number of networks for itself."""
+
+    def __init__(self, n_networks: int | None) -> None:
+        super().__init__()
+        self.n_networks = n_networks
+
+    def forward(self, values: th.Tensor) -> th.Tensor:
+        return values.relu()
+
+
+class WithBlocks(Encoder):
+    def build(self, in_features: int, net_arch: list[int], activation_fn: Any, **options: Any) -> int:
+        self.append(make_linear(in_features, net_arch[0], self.n_networks))
+        self.append(Block(self.n_networks))
+        return net_arch[0]
+
+
+def test_layers_of_a_user_get_no_indices() -> None:
+    model = make_model(policy_kwargs={"net_arch": [8], "encoder": WithBlocks}, compile=False)
+    fill_buffer(model)
+    model.train(2, batch_size=8)
 
 
 def test_without_batch_normalisation_a_warning_says_so() -> None:
     with pytest.warns(UserWarning, match="`bootstrap` is 'joint' without batch normalisation"):
-        make_model(bootstrap="joint")
+        model = make_model(bootstrap="joint", compile=False)
+    fill_buffer(model)
+    model.reward_scale = 2.0
+    model.train(1, batch_size=8)  # once: a second warning would be an error

@@ -19,7 +19,9 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_softac import DamagedFileError, SoftAC, SoftQL
 from sb3_softac.checkpoint import ExactCheckpointCallback
@@ -30,6 +32,18 @@ from tests.files.resume_runs import Stop, Stopped
 from tests.helpers import CountingEnv, RandomDiscreteEnv, RandomEnv, assert_same_parameters, quick_model
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+class Features(BaseFeaturesExtractor):
+    width = 5
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, self.width)
+        self.layer = nn.Linear(observation_space.shape[0], self.width)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        result: th.Tensor = self.layer(observations)
+        return result
 
 
 def callback_in(folder: Path, save_freq: int = 10, **kwargs: Any) -> ExactCheckpointCallback:
@@ -212,6 +226,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             SoftAC.resume(tmp_path, RandomEnv(), **changed)
 
+    def test_a_network_whose_code_has_changed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No damage: both shapes are named, and no older checkpoint is tried."""
+        train(tmp_path, policy_kwargs={"net_arch": [8], "features_extractor_class": Features})
+        monkeypatch.setattr(Features, "width", 7)
+        message = (
+            r"`actor\.features_extractor\.layer\.weight` of `policy` is of the shape \(7, 4\) here, and of the shape \(5, 4\)"
+        )
+        with pytest.raises(ValueError, match=message) as raised:
+            SoftAC.resume(tmp_path, RandomEnv())
+        assert not isinstance(raised.value, DamagedFileError)
+
     def test_the_options_of_the_run_may_be_repeated(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {
             "policy_kwargs": {"net_arch": [8], "n_critics": 3},
@@ -373,6 +398,15 @@ class TestWritingFails:
         assert steps_in(tmp_path)[0] == 40
         assert_same_parameters(model, SoftAC.resume(tmp_path, RandomEnv()))
         assert_same_parameters(model, quick_model(RandomEnv(), seed=0).learn(40))
+
+    def test_a_lock_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail() -> str:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("socket.gethostname", fail)  # the last that is asked before the file is written
+        with pytest.raises(OSError, match="No space left on device: the file could not be written") as raised:
+            quick_model(RandomEnv()).learn(20, callback=callback_in(tmp_path))
+        assert raised.value.filename == str(tmp_path / "lock")
 
     def test_the_older_checkpoint_is_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: Any) -> None:

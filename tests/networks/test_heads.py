@@ -217,6 +217,11 @@ class TestEveryWay:
         values = model.critic(th.rand(6, 4), th.rand(6, 2))
         assert [value.shape for value in values] == [(6, 1)] * 3
 
+    @pytest.mark.parametrize(("head", "option"), [("quantile", "n_quantiles"), ("categorical", "n_atoms")])
+    def test_numbers_of_a_critic(self, head: str, option: str) -> None:
+        model = make_model(**net(**{"critic_head": head, option: 9}))
+        assert model.critic.outputs(th.rand(6, 4), th.rand(6, 2)).shape == (2, 6, 9)
+
     @pytest.mark.parametrize("head", ["quantile", "categorical"])
     def test_soft_q_learning_takes_them(self, head: str) -> None:
         model = SoftQL("MlpPolicy", RandomEnv(), device="cpu", buffer_size=100, **net(critic_head=head))
