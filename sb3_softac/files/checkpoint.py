@@ -144,11 +144,16 @@ class Lock:
                     f"`folder` is {str(folder)!r}, but {holder} writes its checkpoints there: wait for its end, stop it, or "
                     "choose another folder."
                 ) from None
-        with explained_errors(self.folder / "lock"):
-            self.file.seek(0)
-            self.file.truncate()
-            self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self.file.flush()
+        try:
+            with explained_errors(self.folder / "lock"):
+                self.file.seek(0)
+                self.file.truncate()
+                self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                self.file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # it tries to write once more
+                self.file.close()
+            raise
         Lock.held[self.folder] = self
 
     def holds(self) -> bool:
