@@ -6,6 +6,9 @@ Each row of the CSV is one run; everything that a run depends on stands in it. L
 learning rate of 3e-4; all else has the defaults of the classes. With --zoo the settings come from the hyperparameter files:
 hyperparams/softac.yml for SoftAC, softql.yml for SoftQL, RL Zoo's own tuned file for a peer; --set overrides those of ours.
 --table prints CSV files as a Markdown table, and --plot draws their evaluations over the steps.
+
+Runs that stand in the CSV already are not done again: the same command goes on with those that are missing. With
+--checkpoints FOLDER a run that was killed goes on from its newest checkpoint.
 """
 
 import argparse
@@ -13,7 +16,9 @@ import csv
 import json
 import multiprocessing
 import platform
+import shutil
 import statistics
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,12 +29,13 @@ import stable_baselines3
 import torch as th
 import yaml
 from stable_baselines3 import DQN, SAC
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_softac
 from sb3_softac import SoftAC, SoftQL, presets
+from sb3_softac.checkpoint import ExactCheckpointCallback
 from sb3_softac.zoo import hyperparams_path
 
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -38,6 +44,9 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SoftAC log": (SoftAC, {"ent_coef_update": "log"}),
     "SoftAC value network": (SoftAC, {"value_network": True}),
     **{f"SoftAC scale {scale}": (SoftAC, {"target_entropy_scale": scale}) for scale in (0.98, 0.89, 0.7, 0.5, 0.3)},
+    "TQC": (SoftAC, dict(presets.TQC)),
+    "CROSSQ": (SoftAC, dict(presets.CROSSQ)),
+    "CROSSQ_SMALL": (SoftAC, dict(presets.CROSSQ_SMALL)),
     "SoftQL": (SoftQL, {}),
     "SoftQL published": (SoftQL, dict(presets.SOFTQLEARNING)),
     "SoftQL softlearning": (SoftQL, dict(presets.SOFTLEARNING_SQL)),
@@ -85,24 +94,49 @@ def entropy_coefficient(model: Any) -> float | str:
     return round(alpha.item(), 4)  # `float` of a tensor that requires a gradient warns
 
 
-def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
-    """One training run on one thread, and the mean return of its last evaluation."""
-    variant, seed, args = job
-    th.set_num_threads(1)
+def processor() -> str:
+    """Its name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def settings_of(variant: str, env: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Constructor arguments of a variant."""
     algorithm, options = VARIANTS[variant]
-    settings = {"learning_starts": 1000, "learning_rate": 3e-4}
+    settings: dict[str, Any] = {"learning_starts": 1000, "learning_rate": 3e-4}
     if args.zoo:
-        settings = zoo_settings(algorithm, args.env)
+        settings = zoo_settings(algorithm, env)
     settings |= options
     if algorithm in (SoftAC, SoftQL):
         settings |= {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in args.set)}
-    model = algorithm("MlpPolicy", args.env, seed=seed, device="cpu", **settings)
-    curve = Evaluations(args.env, args.steps, args.points, 10, seed=10_000 + seed)
-    model.learn(args.steps, callback=curve, log_interval=None)
+    return settings
+
+
+def run(job: tuple[str, str, int, argparse.Namespace]) -> dict[str, Any]:
+    """One training run on one thread, and the mean return of its last evaluation."""
+    variant, env, seed, args = job
+    th.set_num_threads(1)
+    algorithm, settings = VARIANTS[variant][0], settings_of(variant, env, args)
+    curve: Any = Evaluations(env, args.steps, args.points, 10, seed=10_000 + seed)
+    folder = args.checkpoints and args.checkpoints / f"{variant}-{env}-{args.steps}-{seed}".replace(" ", "_")
+    callback: Any = curve
+    if folder and algorithm in (SoftAC, SoftQL):
+        callback = CallbackList([curve, ExactCheckpointCallback(max(args.steps // 10, 1), folder, keep=1)])
+    start = time.perf_counter()
+    if folder and (folder / "run.json").exists():
+        model = algorithm.resume(folder, make_vec_env(env, seed=seed), device="cpu")
+        model.learn(callback=callback, log_interval=None)
+    else:
+        model = algorithm("MlpPolicy", make_vec_env(env, seed=seed), seed=seed, device="cpu", **settings)
+        model.learn(args.steps, callback=callback, log_interval=None)
+    seconds = time.perf_counter() - start
     final: Any = evaluate_policy(model, curve.eval_env, n_eval_episodes=args.episodes)[0]
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     return {
         "variant": variant,
-        "env": args.env,
+        "env": env,
         "steps": args.steps,
         "seed": seed,
         "return": round(float(final), 1),
@@ -112,6 +146,8 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
         "entropy": round(model.logger.name_to_value.get("train/entropy", float("nan")), 4),
         "settings": json.dumps(settings),
         "episodes": args.episodes,
+        "seconds": round(seconds),
+        "processor": processor(),
         "sb3_softac": sb3_softac.__version__,
         "stable_baselines3": stable_baselines3.__version__,
         "rl_zoo3": rl_zoo3.__version__,
@@ -121,12 +157,19 @@ def run(job: tuple[str, int, argparse.Namespace]) -> dict[str, Any]:
     }
 
 
+def is_same(row: dict[str, Any], job: tuple[str, str, int, argparse.Namespace]) -> bool:
+    """Whether a row of a CSV file is of this run."""
+    variant, env, seed, args = job
+    here = (variant, env, str(seed), str(args.steps), json.dumps(settings_of(variant, env, args)))
+    return (row["variant"], row["env"], row["seed"], row["steps"], row["settings"]) == here
+
+
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replace the rows of ``path``."""
     rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), restval="")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -175,7 +218,7 @@ def plot(paths: list[Path], output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="HalfCheetah-v5")
+    parser.add_argument("--env", nargs="+", default=["HalfCheetah-v5"])
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--zoo", action="store_true", help="tuned settings from the hyperparameter files")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of ours")
@@ -185,6 +228,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="episodes of the last evaluation")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="go on with runs that were killed")
     parser.add_argument("--table", type=Path, nargs="+", metavar="CSV")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="with --table: draw the curves of its files, too")
     args = parser.parse_args()
@@ -195,12 +239,17 @@ def main() -> None:
         return
     if args.output is None:
         parser.error("--output is needed")
-    jobs = [(variant, seed, args) for seed in args.seeds for variant in args.variants]
-    rows = []
+    jobs = [(variant, env, seed, args) for seed in args.seeds for env in args.env for variant in args.variants]
+    rows = list(csv.DictReader(args.output.open())) if args.output.exists() else []
+    jobs = [job for job in jobs if not any(is_same(row, job) for row in rows)]
     with multiprocessing.get_context("spawn").Pool(args.processes, maxtasksperchild=1) as pool:
-        for row in pool.imap(run, jobs):
+        for row in pool.imap_unordered(run, jobs):
             rows.append(row)
-            print(f"{row['variant']:22} seed {row['seed']}: return {row['return']:9.1f}, alpha {row['alpha']}", flush=True)
+            print(
+                f"{row['variant']:22} {row['env']:15} seed {row['seed']}: return {row['return']:9.1f}, "
+                f"alpha {row['alpha']}, {row['seconds']} s",
+                flush=True,
+            )
             write(args.output, rows)
 
 
