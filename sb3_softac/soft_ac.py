@@ -27,6 +27,7 @@ from sb3_softac.update import (
     CriticReduction,
     TemperatureUpdate,
     Update,
+    batch_norm_layers,
 )
 
 SelfSoftAC = TypeVar("SelfSoftAC", bound="SoftAC")
@@ -71,11 +72,13 @@ class SoftAC(SoftAlgorithm):
     :param device: PyTorch device
     :param _init_setup_model: build networks and buffer now
     :param value_network: learn V(s) and bootstrap from a target V instead of target critics (1801.01290)
-    :param bootstrap: from ``"target"`` networks, or ``"joint"``: from the critics themselves, in one pass with the values that
-        are trained, which needs batch normalisation (CrossQ, 1902.05605)
+    :param bootstrap: from ``"target"`` networks; ``"joint"``: from the critics themselves, in one pass with the values that
+        are trained, which needs batch normalisation (CrossQ, 1902.05605); ``"joint_target"``: such a pass, through target
+        networks too (FlashSAC, 2604.04539)
     :param actor_q: Q of the actor loss: ``"min"``, ``"mean"``, ``"first"`` of the critics, or ``"target_min"``, the minimum
         over the target critics; None is ``"min"``, with quantile critics ``"mean"``
-    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``; quantiles are pooled instead
+    :param target_q: reduction over the critics in targets: ``"min"``, ``"mean"`` or ``"first"``; with quantile critics
+        ``"min"`` pools the quantiles of all, ``"mean"`` averages them one by one
     :param target_subset: take it over this many critics, drawn at random at each gradient step (REDQ, 2101.05982);
         ``"first"`` is then the first that was drawn
     :param top_quantiles_to_drop_per_net: with quantile critics: how many of the largest quantiles targets leave out, for
@@ -233,7 +236,7 @@ class SoftAC(SoftAlgorithm):
         if self.bootstrap == "joint":
             self.policy_kwargs = {**self.policy_kwargs, "target_networks": False}
         super()._setup_model()
-        warn_of_joint_bootstrap(self.bootstrap, self.policy_kwargs)
+        warn_of_joint_bootstrap(self.bootstrap, bool(batch_norm_layers(self.critic)))
         self._check_target_subset()
 
     def _check_target_subset(self) -> None:

@@ -279,7 +279,7 @@ def test_compile_takes_booleans_of_numpy() -> None:
         ("top_quantiles_to_drop_per_net", {"top_quantiles_to_drop_per_net": 3}),
         ("top_quantiles_to_drop_per_net", {"top_quantiles_to_drop_per_net": 25, "policy_kwargs": {"critic_head": "quantile"}}),
         ("top_quantiles_to_drop_per_net", {"top_quantiles_to_drop_per_net": -1, "policy_kwargs": {"critic_head": "quantile"}}),
-        ("target_q", {"target_q": "mean", "policy_kwargs": {"critic_head": "quantile"}}),
+        ("target_q", {"target_q": "first", "policy_kwargs": {"critic_head": "quantile"}}),
         ("bootstrap", {"bootstrap": "self"}),
         ("value_network", {"bootstrap": "joint", "value_network": True}),
         ("tau", {"bootstrap": "joint", "tau": 0.01}),

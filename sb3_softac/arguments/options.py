@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, comparable, is_learned, refuse
-from sb3_softac.arguments.policy import BATCH_NORMS
+from sb3_softac.arguments.policy import BATCH_NORM_ENCODERS, BATCH_NORMS
 
 DEFAULT_LEARNING_RATE = 3e-4
 #: who may have a learning rate of its own, as the option ``{owner}_learning_rate``
@@ -141,10 +141,11 @@ def check_common_options(
         refuse("reward_scale", arguments["reward_scale"], "a finite number other than 0")
     if arguments["max_grad_norm"] is not None:
         check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
-    normalization = (arguments["policy_kwargs"] or {}).get("normalization")
-    used = normalization.values() if isinstance(normalization, Mapping) else [normalization]
-    if normal["batch_size"] == 1 and not set(BATCH_NORMS).isdisjoint(used):
-        refuse("batch_size", 1, f"at least 2 with `normalization`={normalization!r}, which needs the variance of a batch")
+    for name in ("normalization", "encoder"):
+        chosen = (arguments["policy_kwargs"] or {}).get(name)
+        used = chosen.values() if isinstance(chosen, Mapping) else [chosen]
+        if normal["batch_size"] == 1 and any(use in (*BATCH_NORMS, *BATCH_NORM_ENCODERS) for use in used):
+            refuse("batch_size", 1, f"at least 2 with `{name}`={chosen!r}, which needs the variance of a batch")
     check_flag("optimize_memory_usage", arguments["optimize_memory_usage"])
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
     if not weights_follow:

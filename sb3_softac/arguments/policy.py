@@ -11,6 +11,12 @@ from sb3_softac.arguments.checks import check_choice, check_count, check_flag, c
 
 DEFAULT_LOG_STD_BOUNDS = (-20.0, 2.0)
 BATCH_NORMS = ("batch", "batch_renorm")
+#: encoders whose weights are of one length, which no other initialisation gives
+UNIT_ENCODERS = ("simba_v2", "flash")
+#: encoders of residual blocks, all of one width
+RESIDUAL_ENCODERS = ("simba", "bro", *UNIT_ENCODERS)
+#: encoders with batch normalisation of their own
+BATCH_NORM_ENCODERS = ("flash",)
 DEFAULT_HEAD: dict[str, Any] = {"n_quantiles": 25, "n_atoms": 101, "value_range": (-5.0, 5.0)}
 
 
@@ -75,16 +81,45 @@ def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ..
     for chosen in encoder.values() if isinstance(encoder, dict) else [encoder]:
         if chosen not in encoders and not (isinstance(chosen, type) and hasattr(chosen, "build")):
             refuse("encoder", chosen, f"one of {', '.join(map(repr, encoders))}, or a subclass of sb3_softac.networks.Encoder")
-    of_critics = encoder.get("qf", "mlp") if isinstance(encoder, dict) else encoder
-    for name, unused in (("layer_norm", False), ("dropout_rate", 0.0), ("normalization", None)):
-        if of_critics != "mlp" and arguments[name] != unused:
-            refuse(name, arguments[name], f"{unused} with `encoder`={of_critics!r}, which has layers of its own")
+    for network in ("pi", "qf"):
+        _check_encoder(network, encoder.get(network, "mlp") if isinstance(encoder, dict) else encoder, arguments)
     _check_normalization(arguments)
     head = arguments["critic_head"]
     if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
         allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
         refuse("critic_head", head, allowed)
     _check_head(head, arguments)
+
+
+def _check_encoder(network: str, encoder: Any, arguments: Mapping[str, Any]) -> None:
+    """Options that the hidden layers of actor (``"pi"``) or critics (``"qf"``) have no place for."""
+    if encoder == "mlp":
+        return
+    normalization = arguments["normalization"]
+    if isinstance(normalization, Mapping):
+        normalization = normalization.get(network)
+    unused = {"normalization": normalization}
+    if network == "qf":
+        unused |= {"layer_norm": arguments["layer_norm"], "dropout_rate": arguments["dropout_rate"]}
+    for name, value in unused.items():
+        if value:
+            default = {"layer_norm": "False", "dropout_rate": "0.0"}.get(name, "None")
+            refuse(name, arguments[name], f"{default} with `encoder`={encoder!r} ({network}), which has layers of its own")
+    if encoder not in RESIDUAL_ENCODERS:
+        return
+    net_arch = arguments["net_arch"]
+    units = net_arch.get(network) if isinstance(net_arch, dict) else net_arch
+    for widths in (units, net_arch.get("vf") if isinstance(net_arch, dict) and network == "qf" else None):
+        if widths is not None and (not widths or len(set(widths)) > 1):
+            allowed = f"one width for each residual block, all equal, such as [256, 256], with `encoder`={encoder!r}"
+            refuse("net_arch", net_arch, allowed)
+    if encoder in UNIT_ENCODERS:
+        free: dict[str, Any] = {"weight_init": "default", "final_init_scale": None}
+        free |= {"log_std_init": None, "use_sde": False} if network == "pi" else {}
+        for name, other in free.items():
+            if arguments.get(name, other) != other:
+                allowed = f"{other!r} with `encoder`={encoder!r} ({network}), whose weights have one length"
+                refuse(name, arguments[name], allowed)
 
 
 def _check_normalization(arguments: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
-from sb3_softac.arguments.policy import BATCH_NORMS, DEFAULT_HEAD
+from sb3_softac.arguments.policy import DEFAULT_HEAD
 
 #: as in sb3-contrib's TQC
 DEFAULT_DROPPED = 2
@@ -57,8 +57,8 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
             refuse(
                 "top_quantiles_to_drop_per_net", n_dropped, f"below `n_quantiles`={n_quantiles}, or no target would be left"
             )
-        if arguments["target_q"] != "min" and not arguments["value_network"]:
-            refuse("target_q", arguments["target_q"], "'min' with quantile critics, whose targets pool the quantiles of all")
+        if arguments["target_q"] == "first" and not arguments["value_network"]:
+            refuse("target_q", "first", "'min' with quantile critics, which pools the quantiles of all, or 'mean'")
     elif n_dropped != DEFAULT_DROPPED:
         refuse("top_quantiles_to_drop_per_net", n_dropped, f"{DEFAULT_DROPPED} with `critic_head`={head!r}, which has none")
     if arguments["value_network"] and n_dropped != DEFAULT_DROPPED:
@@ -73,10 +73,15 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
     """Without target networks nothing follows them."""
-    check_choice("bootstrap", arguments["bootstrap"], ("target", "joint"))
-    if arguments["bootstrap"] == "target":
+    bootstrap = arguments["bootstrap"]
+    check_choice("bootstrap", bootstrap, ("target", "joint", "joint_target"))
+    if bootstrap == "target":
         return
-    without_meaning = {"value_network": False, "tau": 0.005, "target_update_interval": 1}
+    if arguments["value_network"]:
+        refuse("value_network", True, f"False with `bootstrap={bootstrap!r}`, which evaluates critics at the next action")
+    if bootstrap == "joint_target":
+        return
+    without_meaning = {"tau": 0.005, "target_update_interval": 1}
     for name, default in without_meaning.items():
         if arguments[name] != default:
             refuse(name, arguments[name], f"{default} with `bootstrap='joint'`, which has no target networks")
@@ -84,13 +89,14 @@ def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
         refuse("actor_q", "target_min", "'min', 'mean' or 'first' with `bootstrap='joint'`, which has no target networks")
 
 
-def warn_of_joint_bootstrap(bootstrap: str, policy_kwargs: Mapping[str, Any]) -> None:
-    """Without targets and without batch normalisation nothing holds critics back; an encoder of a user may have some."""
-    normalization = policy_kwargs.get("normalization")
-    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
-    if bootstrap == "joint" and of_critics not in BATCH_NORMS and policy_kwargs.get("encoder", "mlp") == "mlp":
+def warn_of_joint_bootstrap(bootstrap: str, normalises_batches: bool) -> None:
+    """Without batch normalisation nothing tells the two halves of a joint pass apart, and without targets nothing holds.
+
+    :param normalises_batches: whether the critics have batch normalisation
+    """
+    if bootstrap != "target" and not normalises_batches:
         warnings.warn(
-            "`bootstrap` is 'joint' without batch normalisation in the critics, and such critics often diverge: "
+            f"`bootstrap` is {bootstrap!r} without batch normalisation in the critics, and such critics often diverge: "
             "policy_kwargs={'normalization': 'batch_renorm'} helps.",
             stacklevel=4,
         )

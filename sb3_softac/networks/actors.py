@@ -138,14 +138,14 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
         self.init_kwargs = {"log_std_init": log_std_init, "weight_init": weight_init, "final_init_scale": final_init_scale}
         hidden = encoder(self.features_dim, self.net_arch, self.activation_fn)
         self.latent_pi = hidden
-        self._build_outputs(hidden.out_features)
+        self._build_outputs(hidden)
         heads: list[nn.Module] = [self.mu] if self.use_sde else [self.mu, self.log_std]
         initialise_network(hidden, heads, self.activation_fn, weight_init, final_init_scale)
         if not self.use_sde:
             self._set_initial_log_std(get_action_dim(self.action_space), log_std_init)
 
-    def _build_outputs(self, features: int) -> None:
-        action_dim = get_action_dim(self.action_space)
+    def _build_outputs(self, hidden: Encoder) -> None:
+        action_dim, features = get_action_dim(self.action_space), hidden.out_features
         if self.use_sde:
             self.action_dist = SquashedStateDependentNoise(
                 action_dim, full_std=self.full_std, use_expln=self.use_expln, learn_features=True, squash_output=True
@@ -157,7 +157,7 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
                 self.mu = nn.Sequential(self.mu, nn.Hardtanh(min_val=-self.clip_mean, max_val=self.clip_mean))
             return
         self.action_dist = SquashedGaussian(action_dim)
-        self.mu, self.log_std = nn.Linear(features, action_dim), nn.Linear(features, action_dim)
+        self.mu, self.log_std = hidden.make_output(action_dim), hidden.make_output(action_dim)
 
     def _set_initial_log_std(self, action_dim: int, log_std_init: float | None) -> None:
         low, high = self.log_std_bounds
@@ -172,7 +172,7 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
         elif log_std_init is not None:
             nn.init.zeros_(self.log_std.weight)
             nn.init.constant_(self.log_std.bias, raw)
-        elif raw != 0.0:
+        elif raw != 0.0 and not self.latent_pi.has_own_weights:
             nn.init.constant_(self.log_std.bias, raw)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -281,7 +281,7 @@ class CategoricalActor(ActsDirectly, WithPreprocessing, BasePolicy):
         )
         self.preprocess = make_preprocess(observation_space, normalize_images)
         self.latent_pi = encoder(features_dim, net_arch, activation_fn)
-        self.logits = nn.Linear(self.latent_pi.out_features, int(action_space.n))
+        self.logits = self.latent_pi.make_output(int(action_space.n))
         initialise_network(self.latent_pi, [self.logits], activation_fn, weight_init, final_init_scale)
 
     def output_layers(self) -> list[nn.Module]:

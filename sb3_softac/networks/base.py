@@ -8,8 +8,9 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
+from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
-from sb3_softac.networks.encoders import ENCODERS, Encoder
+from sb3_softac.networks.encoders import Encoder
 from sb3_softac.networks.heads import CriticHead, make_head
 
 Network = TypeVar("Network", StackedCritics, ValueNetwork)

@@ -13,7 +13,7 @@ from torch import nn
 from sb3_softac.engine import matmul
 from sb3_softac.networks.actors import MakeEncoder, initialise_network
 from sb3_softac.networks.encoders import MLP, are_plain, largest_layer
-from sb3_softac.networks.ensemble import CriticIndices, EnsembleLinear, WeightInit, choose, number_chosen
+from sb3_softac.networks.ensemble import CriticIndices, WeightInit, apply_layer, choose, number_chosen
 from sb3_softac.networks.heads import CriticHead, ScalarHead
 from sb3_softac.networks.normalization import BatchRenorm
 from sb3_softac.networks.preprocessing import WithPreprocessing, make_preprocess
@@ -44,7 +44,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.n_networks = n_networks
         self.hidden = encoder(in_features, net_arch, activation_fn, n_networks=n_networks)
-        self.output = EnsembleLinear(n_networks, self.hidden.out_features, n_outputs)
+        self.output: Any = self.hidden.make_output(n_outputs)
         self.largest_layer = largest_layer([self.hidden, self.output])
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:
@@ -63,8 +63,7 @@ class Ensemble(nn.Module):
             and are_plain((*hidden, self.output))
         ):
             return self._one_by_one(hidden, inputs, indices)
-        output: th.Tensor = self.output(hidden(inputs, indices), indices)
-        return output
+        return apply_layer(self.output, hidden(inputs, indices), indices)
 
     def _one_by_one(self, hidden: MLP, inputs: th.Tensor, indices: CriticIndices) -> th.Tensor:
         """The same, with the matmuls of each network by itself: as a batch oneDNN does not take them."""

@@ -152,6 +152,12 @@ class SampledActions(NamedTuple):
         """Estimate of E_π[log π(·|s)], the negative entropy in each state, (B,)."""
         return self.log_prob
 
+    def first(self, n_states: int) -> "SampledActions":
+        """Those of the first states alone."""
+        of_states = self.log_std.ndim == 2 and len(self.log_std) == len(self.log_prob)
+        log_std = self.log_std[:n_states] if of_states else self.log_std
+        return SampledActions(self.actions[:n_states], self.log_prob[:n_states], log_std)
+
     def metrics(self) -> dict[str, th.Tensor]:
         """Entropy Ĥ and mean log σ."""
         return {"entropy": -self.log_prob.detach().mean(), "log_std": self.log_std.detach().mean()}
@@ -166,6 +172,10 @@ class ActionProbabilities(NamedTuple):
     def mean_log_prob(self) -> th.Tensor:
         """Σ_a π(a|s) log π(a|s), the negative entropy in each state, (B,)."""
         return (self.log_prob.exp() * self.log_prob).sum(dim=1)
+
+    def first(self, n_states: int) -> "ActionProbabilities":
+        """Those of the first states alone."""
+        return ActionProbabilities(self.log_prob[:n_states])
 
     def metrics(self) -> dict[str, th.Tensor]:
         """Entropy Ĥ."""

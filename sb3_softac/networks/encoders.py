@@ -37,8 +37,9 @@ MakeActivation = Callable[[], nn.Module]
 class Encoder(nn.Sequential, ABC):
     """Base class of hidden layers.
 
-    A subclass builds its layers in :meth:`build` and may override :meth:`forward`. Its own modules may be anything that takes
-    (B, features), or (M, B, features) for an ensemble.
+    A subclass builds its layers in :meth:`build` and may override :meth:`forward`, :meth:`make_output` and
+    :meth:`initialise`. Its own modules may be anything that takes (B, features), or (M, B, features) for an ensemble; one with
+    ``takes_indices`` is told which networks. A module with a method ``project()`` is asked for it after each optimizer step.
 
     :param in_features: input dimension F
     :param net_arch: width of each layer, or of each residual block
@@ -49,6 +50,8 @@ class Encoder(nn.Sequential, ABC):
 
     #: whether the encoder computes the same in every call, by tensor operations alone, so that it may be compiled
     compilable: bool = True
+    #: whether ``weight_init="default"`` stands for weights of its own, also in the output layers
+    has_own_weights: bool = False
 
     def __init__(
         self,
@@ -67,6 +70,13 @@ class Encoder(nn.Sequential, ABC):
     @abstractmethod
     def build(self, in_features: int, net_arch: list[int], activation_fn: MakeActivation, **options: Any) -> int:
         """Add the layers; return the dimension of what comes out."""
+
+    def make_output(self, n_outputs: int) -> nn.Module:
+        """An output layer behind the hidden ones, of one network or of each of an ensemble.
+
+        :param n_outputs: what each network puts out
+        """
+        return make_linear(self.out_features, n_outputs, self.n_networks)
 
     def initialise(self, how: WeightInit, gain: float) -> None:
         """Initialise the weights as ``policy_kwargs["weight_init"]`` asks for.
@@ -166,10 +176,6 @@ class MLP(Encoder):
             else:
                 values = [layer(value) for value in values]
         return values
-
-
-#: encoders by the names that ``policy_kwargs["encoder"]`` takes
-ENCODERS: dict[str, type[Encoder]] = {"mlp": MLP}
 
 
 def largest_layer(modules: Iterable[nn.Module]) -> int:

@@ -56,16 +56,20 @@ class EnsembleLayerNorm(nn.Module):
 
     :param n_networks: N
     :param features: dimension that is normalised
+    :param eps: added to variances
     """
 
-    def __init__(self, n_networks: int, features: int) -> None:
+    def __init__(self, n_networks: int, features: int, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(th.ones(n_networks, 1, features))
         self.bias = nn.Parameter(th.zeros(n_networks, 1, features))
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices) -> th.Tensor:
         """(M, B, features) → the same shape, for the M chosen networks."""
-        return F.layer_norm(inputs, inputs.shape[-1:]) * choose(self.weight, indices) + choose(self.bias, indices)
+        return F.layer_norm(inputs, inputs.shape[-1:], eps=self.eps) * choose(self.weight, indices) + choose(
+            self.bias, indices
+        )
 
 
 class Dropout(nn.Dropout):
@@ -113,9 +117,9 @@ def make_linear(in_features: int, out_features: int, n_networks: int | None) -> 
     )
 
 
-def make_layer_norm(features: int, n_networks: int | None) -> nn.LayerNorm | EnsembleLayerNorm:
+def make_layer_norm(features: int, n_networks: int | None, eps: float = 1e-5) -> nn.LayerNorm | EnsembleLayerNorm:
     """A layer normalisation of one network (None) or of each network of an ensemble."""
-    return nn.LayerNorm(features) if n_networks is None else EnsembleLayerNorm(n_networks, features)
+    return nn.LayerNorm(features, eps=eps) if n_networks is None else EnsembleLayerNorm(n_networks, features, eps)
 
 
 def apply_layer(layer: nn.Module, values: th.Tensor, indices: CriticIndices) -> th.Tensor:

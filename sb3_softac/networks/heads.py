@@ -83,6 +83,8 @@ class QuantileHead(CriticHead):
     def soft_atoms(
         self, outputs: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor, how: CriticReduction, n_dropped: int
     ) -> Atoms:
+        if how == "mean":  # quantile by quantile, as in BRO (2405.16158); else those of all critics are pooled
+            outputs = outputs.mean(dim=0, keepdim=True)
         if outputs.ndim == 3:
             return losses.truncated_quantiles(outputs, log_prob, ent_coef, n_dropped)
         return losses.discrete_truncated_quantiles(outputs, log_prob, ent_coef, n_dropped)

@@ -16,8 +16,9 @@ from torch import nn
 from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS, check_gaussian_arguments, check_network_arguments
 from sb3_softac.networks.actors import Actor, CategoricalActor, LogStdBounding, LogStdMode, refuse_nan
 from sb3_softac.networks.base import SoftPolicy, make_target
+from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.networks.critics import ActionSpace, StackedCritics, ValueNetwork
-from sb3_softac.networks.encoders import ENCODERS, Encoder
+from sb3_softac.networks.encoders import Encoder
 from sb3_softac.networks.ensemble import WeightInit
 from sb3_softac.networks.heads import HEADS, CriticHead
 

@@ -76,7 +76,7 @@ class Sampler(ActsDirectly, WithPreprocessing, BasePolicy):
         self.action_dim = get_action_dim(action_space)
         self.noise_dim = self.action_dim if noise_dim is None else noise_dim
         self.latent_pi = encoder(features_dim + self.n_noise_inputs, net_arch, activation_fn)
-        self.mu = nn.Linear(self.latent_pi.out_features, self.action_dim)
+        self.mu = self.latent_pi.make_output(self.action_dim)
         self.build_outputs(self.latent_pi.out_features)
         outputs = [module for name, module in self.named_children() if name not in ("features_extractor", "latent_pi")]
         initialise_network(self.latent_pi, outputs, activation_fn, weight_init, final_init_scale)
@@ -133,7 +133,7 @@ class GaussianSampler(Sampler):
     """a = tanh(μ(s) + σ(s)·ξ): one mode, and a density, which ``value_proposal="policy"`` needs. σ is within e^±5."""
 
     has_density = True
-    log_std: nn.Linear
+    log_std: nn.Module
 
     @property
     def n_noise_inputs(self) -> int:
@@ -143,7 +143,7 @@ class GaussianSampler(Sampler):
         return 0
 
     def build_outputs(self, features: int) -> None:
-        self.log_std = nn.Linear(features, self.action_dim)
+        self.log_std = self.latent_pi.make_output(self.action_dim)
 
     def output_layers(self) -> list[nn.Module]:
         return [self.mu, self.log_std]

@@ -16,8 +16,9 @@ from torch import nn
 from sb3_softac.arguments.policy import check_network_arguments, check_sampler_arguments
 from sb3_softac.networks.actors import refuse_nan
 from sb3_softac.networks.base import SoftPolicy, make_target
+from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.networks.critics import ActionSpace, StackedCritics
-from sb3_softac.networks.encoders import ENCODERS, Encoder
+from sb3_softac.networks.encoders import Encoder
 from sb3_softac.networks.ensemble import WeightInit
 from sb3_softac.networks.heads import HEADS, CriticHead
 from sb3_softac.networks.samplers import SAMPLERS, BoltzmannActor, Sampler, choose

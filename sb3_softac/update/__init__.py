@@ -7,6 +7,7 @@ from sb3_softac.update.actor_critic import ActorCriticSettings, ActorCriticUpdat
 from sb3_softac.update.base import Numbers, Settings, Update
 from sb3_softac.update.losses import CriticReduction
 from sb3_softac.update.soft_q import SoftQNoise, SoftQSettings, SoftQUpdate, ValueProposal
+from sb3_softac.update.statistics import batch_norm_layers
 from sb3_softac.update.svgd import Kernel, KernelValues, check_kernel_values, gaussian_kernel
 from sb3_softac.update.temperature import (
     FixedTemperature,
@@ -37,6 +38,7 @@ __all__ = [
     "TemperatureUpdate",
     "Update",
     "ValueProposal",
+    "batch_norm_layers",
     "check_kernel_values",
     "gaussian_kernel",
     "make_temperature",

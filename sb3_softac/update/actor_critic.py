@@ -19,7 +19,7 @@ from sb3_softac.update.losses import Atoms, CriticReduction
 from sb3_softac.update.temperature import Temperature
 
 ActorQ = Literal["min", "mean", "first", "target_min"]
-Bootstrap = Literal["target", "joint"]
+Bootstrap = Literal["target", "joint", "joint_target"]
 
 FIRST_CRITIC = slice(0, 1)
 
@@ -33,7 +33,8 @@ class ActorCriticSettings(Settings):
     target_subset: int | None = None
     #: quantiles of each critic that are left out of targets, at the top
     n_dropped: int = 0
-    #: from target networks, or from the critics themselves, in one pass with the values that are trained
+    #: from target networks; or "joint", from the critics themselves, in one pass with the values that are trained; or
+    #: "joint_target", from target networks in such a pass
     bootstrap: Bootstrap = "target"
 
 
@@ -66,7 +67,8 @@ class ActorCriticUpdate(Update):
         super().__init__(networks, temperature, settings)
         discrete = isinstance(networks.action_space, spaces.Discrete)
         self.discrete = discrete
-        self.needs_targets = settings.bootstrap == "target"
+        self.needs_targets = settings.bootstrap != "joint"
+        self.joint = settings.bootstrap != "target"
         self._soft_value = losses.discrete_soft_value if discrete else losses.soft_value
         self._actor_loss = losses.discrete_actor_loss if discrete else losses.actor_loss
 
@@ -85,18 +87,17 @@ class ActorCriticUpdate(Update):
         optimizer_step: OptimizerStep = plain_step,
     ) -> Metrics:
         """One gradient step. Every loss uses the temperature and the actor from before it; parameters as in ``Update``."""
-        joint = self.settings.bootstrap == "joint"
         if noise is None:  # where it is drawn inside, it comes in the order of `draw_noise`
-            noise = self.draw_noise(len(batch.rewards), flags) if joint else DRAWN_INSIDE
+            noise = self.draw_noise(len(batch.rewards), flags) if self.joint else DRAWN_INSIDE
         networks = self.networks
         ent_coef = self.temperature.at_most(numbers.ent_coef_max).clone()
         metrics = {"ent_coef": ent_coef}
         if networks.use_sde:
             networks.actor.reset_noise()
         pi = None
-        if not joint and (flags.actor or networks.value_net is not None):
+        if not self.joint and (flags.actor or networks.value_net is not None):
             pi = self.act(batch, noise)
-        if joint:
+        if self.joint:
             outputs, target = self.joint_pass(batch, ent_coef, noise, numbers)
             metrics |= self.fit_critics(outputs, target, numbers, optimizer_step)
         else:
@@ -116,36 +117,52 @@ class ActorCriticUpdate(Update):
     # --- its parts -------------------------------------------------------------------------------------------------
 
     def act(self, batch: Batch, noise: Noise) -> Any:
-        """π(·|s), with a fresh action."""
-        with self.batch_statistics(self.networks.actor):
-            return self.networks.actor.action_distribution(batch.observations, noise.observations)
+        """π(·|s), with a fresh action.
+
+        The statistics of batch normalisation are those of s; with ``"joint_target"`` of the mixture of s and s' (FlashSAC).
+        """
+        actor, observations, epsilon = self.networks.actor, batch.observations, noise.observations
+        mixed = self.settings.bootstrap == "joint_target"
+        if mixed:
+            observations = both(observations, batch.next_observations)
+            epsilon = None if epsilon is None else th.cat([epsilon, epsilon])
+        with self.batch_statistics(actor):
+            pi = actor.action_distribution(observations, epsilon)
+        return pi.first(len(batch.rewards)) if mixed else pi
 
     def joint_pass(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> tuple[th.Tensor, Any]:
         """Outputs of the critics at (s, a), (N, B, k), and y from those at (s', ã'), out of one pass (1902.05605).
 
         So the statistics of batch normalisation are those of the mixture of both; the pass of the next action keeps to the
-        running ones.
+        running ones. With ``"joint_target"`` y comes from the same pass through the targets.
         """
-        networks, settings, size = self.networks, self.settings, len(batch.rewards)
+        networks, size = self.networks, len(batch.rewards)
         with th.no_grad():
             pi = networks.actor.action_distribution(batch.next_observations, noise.next_observations)
+        observations = both(batch.observations, batch.next_observations)
         actions = None if self.discrete else th.cat([batch.actions, pi.actions])
         with self.batch_statistics(networks.critic):
-            outputs = networks.critic.outputs(both(batch.observations, batch.next_observations), actions)
+            outputs = networks.critic.outputs(observations, actions)
         current, following = outputs[:, :size], outputs[:, size:].detach()
+        if self.needs_targets:
+            with th.no_grad(), self.batch_statistics(networks.critic_target):
+                following = networks.critic_target.outputs(observations, actions)[:, size:]
         if self.discrete:
             index = batch.actions.reshape(1, -1, 1, 1).expand(len(current), -1, 1, current.shape[-1])
             current = current.gather(2, index).squeeze(2)
         with th.no_grad():
-            chosen = self.target_critics(noise.critic_indices)
-            following = following if chosen is None else following[chosen]
-            if networks.critic.head.is_distribution:
-                how = settings.target_q, settings.n_dropped
-                next_value: Any = networks.critic.head.soft_atoms(following, pi.log_prob, ent_coef, *how)
-            else:
-                q = losses.reduce_critics(networks.critic.head.expected_value(following), settings.target_q)
-                next_value = self._soft_value(q, pi.log_prob, ent_coef)
+            next_value = self.joint_value(following, pi, ent_coef, noise)
             return current, self.discounted(batch, next_value, ent_coef, noise, numbers)
+
+    def joint_value(self, outputs: th.Tensor, pi: Any, ent_coef: th.Tensor, noise: Noise) -> Any:
+        """V(s'), (B,), or its distribution, of what all critics put out at the next action."""
+        head, settings = self.networks.critic.head, self.settings
+        chosen = self.target_critics(noise.critic_indices)
+        outputs = outputs if chosen is None else outputs[chosen]
+        if head.is_distribution:
+            return head.soft_atoms(outputs, pi.log_prob, ent_coef, settings.target_q, settings.n_dropped)
+        q = losses.reduce_critics(head.expected_value(outputs), settings.target_q)
+        return self._soft_value(q, pi.log_prob, ent_coef)
 
     @th.no_grad()
     def bellman_target(self, batch: Batch, ent_coef: th.Tensor, noise: Noise, numbers: Numbers) -> Any:

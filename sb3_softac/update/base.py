@@ -77,6 +77,7 @@ class Update(ABC):
         self.max_grad_norm = math.inf
         self._target_tensors: tuple[list[th.Tensor], ...] | None = None
         self._batch_norms: dict[int, list[Any]] = {}
+        self._projected: dict[int, list[Any]] = {}
 
     @property
     def device(self) -> th.device:
@@ -114,7 +115,7 @@ class Update(ABC):
     def refresh(self) -> None:
         """Forget what was looked up in the networks, because some of them have been replaced."""
         self._target_tensors = None
-        self._batch_norms = {}
+        self._batch_norms, self._projected = {}, {}
 
     def batch_statistics(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within it batch normalisation in ``network`` uses the statistics of its batch."""
@@ -122,6 +123,14 @@ class Update(ABC):
         if layers is None:
             layers = self._batch_norms[id(network)] = batch_norm_layers(network)
         return batch_statistics(layers) if layers else nullcontext()
+
+    def projected_layers(self, network: nn.Module) -> list[Any]:
+        """The layers of ``network`` whose weights are projected after each step of its optimizer."""
+        layers = self._projected.get(id(network))
+        if layers is None:
+            layers = [module for module in network.modules() if hasattr(module, "project")]
+            self._projected[id(network)] = layers
+        return layers
 
     @abstractmethod
     def draw_noise(self, batch_size: int, flags: UpdateFlags) -> Any:
@@ -154,7 +163,7 @@ class Update(ABC):
         """
         gradients = gradients_of(loss, network.optimizer)
         max_norm = numbers.max_grad_norm if self.settings.clip_gradients else None
-        norm = self.apply_gradients(network.optimizer, gradients, optimizer_step, max_norm)
+        norm = self.apply_gradients(network.optimizer, gradients, optimizer_step, max_norm, self.projected_layers(network))
         return norm.to(loss.device)  # that of no gradients at all is on the CPU
 
     def apply_gradients(
@@ -163,6 +172,7 @@ class Update(ABC):
         gradients: Sequence[th.Tensor | None],
         optimizer_step: OptimizerStep,
         max_norm: float | None = None,
+        projected: Sequence[Any] = (),
     ) -> th.Tensor:
         """The one place where gradients enter parameters, those of the temperature included.
 
@@ -170,10 +180,14 @@ class Update(ABC):
         :param gradients: one for each of its parameters, None where there is none
         :param optimizer_step: does its step
         :param max_norm: largest Euclidean norm of all gradients together
+        :param projected: layers whose weights are put back onto their sphere after the step
         :return: norm of the gradients before clipping, ()
         """
         norm, clipped = clip(gradients, max_norm)
         optimizer_step(optimizer, clipped)
+        with th.no_grad():
+            for layer in projected:
+                layer.project()
         return norm
 
     # --- what several algorithms do ------------------------------------------------------------------------------------
