@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -163,6 +164,71 @@ class TestBandit:
     def test_quantiles(self) -> None:
         """Of the Huber loss: each minimises τ(1 − θ)²/4 + ..., which gives θ = τ for errors within κ = 1."""
         np.testing.assert_allclose(self.fit(QuantileHead(4), 800)[0, 0], [0.125, 0.375, 0.625, 0.875], atol=0.05)
+
+
+class TwoStates(gym.Env[Any, Any]):
+    """Two states and two actions; the action is the next state, and no episode ends."""
+
+    rewards = ((1.0, 0.0), (0.5, 2.0))
+    observation_space = gym.spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    @staticmethod
+    def observe(state: int) -> Any:
+        return np.eye(2, dtype=np.float32)[state]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observe(0), {}
+
+
+class TestTwoStates:
+    """The soft values of an MDP with two states, by value iteration: Q = r + γV(s'), V = α log Σ exp(Q/α)."""
+
+    gamma, ent_coef = 0.9, 0.5
+
+    def soft_q(self) -> Any:
+        q = np.zeros((2, 2))
+        for _ in range(500):
+            value = self.ent_coef * np.log(np.exp(q / self.ent_coef).sum(axis=1))
+            q = np.array(TwoStates.rewards) + self.gamma * value  # the next state is the action
+        return q
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            {"critic_head": "quantile", "n_quantiles": 5},
+            {"critic_head": "categorical", "n_atoms": 81, "value_range": (0.0, 40.0)},
+            {"critic_head": "scalar"},
+        ],
+    )
+    def test_soft_values(self, head: dict[str, Any]) -> None:
+        options: dict[str, Any] = {"top_quantiles_to_drop_per_net": 0} if head["critic_head"] == "quantile" else {}
+        model = SoftAC(
+            "MlpPolicy",
+            TwoStates(),
+            gamma=self.gamma,
+            ent_coef=self.ent_coef,
+            learning_rate="lin_1e-2_1e-4",
+            tau=0.05,
+            buffer_size=4,
+            seed=0,
+            compile=False,
+            policy_kwargs={"net_arch": [32], "n_critics": 1, **head},
+            **options,
+        )
+        buffer: Any = model.replay_buffer
+        for state, row in enumerate(TwoStates.rewards):
+            for action, reward in enumerate(row):
+                rows = [np.array([part]) for part in (TwoStates.observe(state), TwoStates.observe(action), action, reward)]
+                buffer.add(*rows, np.array([False]), [{}])
+        for progress in np.linspace(1.0, 0.0, 15):
+            model._current_progress_remaining = progress
+            model.train(100, batch_size=64)
+        values = model.critic(th.eye(2))[0].detach()  # type: ignore[arg-type]
+        expected = self.soft_q()
+        assert expected.min() > 15.0
+        np.testing.assert_allclose(values, expected, rtol=0.03)
 
 
 class TestEveryWay:
