@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
+import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
@@ -14,7 +15,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_softac.arguments import LEARNING_RATE_OWNERS, check_action_space, check_count
 from sb3_softac.arguments.policy import check_policy_kwargs
 from sb3_softac.collect import check_wrappers
-from sb3_softac.engine import Compile, Engine, missing_for_compilation, why_only_eager
+from sb3_softac.engine import Compile, Engine, Precision, missing_for, missing_for_compilation, why_only_eager
 from sb3_softac.files import SavedAlgorithm
 from sb3_softac.networks import SoftPolicy, StackedCritics
 from sb3_softac.runtime import Runtime
@@ -78,6 +79,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     # And those that not every algorithm has.
     soft_n_step: bool = False
     policy_delay: int = 1
+    precision: Precision
     compile: Compile
 
     def __init__(
@@ -164,6 +166,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self.temperature = self._make_temperature().to(self.device)
         self._runtime = Runtime(self._runtime.set_up)  # `load` leaves the constructor's one behind
         self._current_update()
+        self._refuse_impossible_precision()
         if not self._runtime.set_up.weights_follow:
             self._refuse_impossible_compilation()
         if self.env is not None and self.replay_buffer is None:
@@ -215,6 +218,17 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             }
             self._runtime.schedules = cached = (key, parsed)
         return cached[1]  # type: ignore[no-any-return]
+
+    def _refuse_impossible_precision(self) -> None:
+        missing = missing_for(self.precision, self.device)
+        if missing is not None:
+            raise ValueError(f"`precision` is {self.precision!r}, but it must be 'float32' here: it needs {missing}.")
+        others = {parameter.dtype for parameter in self.policy.parameters()} - {th.float32}
+        if self.precision != "float32" and others:
+            raise ValueError(
+                f"`precision` is {self.precision!r}, but it must be 'float32' with weights of {others.pop()}: products of "
+                "float32 factors are rounded to it."
+            )
 
     def _refuse_impossible_compilation(self) -> None:
         if self.compile is not True:
@@ -312,6 +326,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._setup_lr_schedule()
         if "gamma" in changed and self.replay_buffer is not None:
             self._match_returns(self.replay_buffer)
+        if "precision" in changed:
+            self._refuse_impossible_precision()
         if "compile" in changed:
             self._refuse_impossible_compilation()
             self._runtime.engine.decided = False

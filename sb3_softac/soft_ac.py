@@ -16,7 +16,7 @@ from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
 from sb3_softac.arguments.soft_ac import check_architecture, check_arguments, warn_of_joint_bootstrap
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
-from sb3_softac.engine import Compile
+from sb3_softac.engine import Compile, Precision
 from sb3_softac.files import conversion, to_sb3, warm_start
 from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
 from sb3_softac.update import (
@@ -59,8 +59,9 @@ class SoftAC(SoftAlgorithm):
     :param ent_coef: temperature α, in units of reward per nat: a number, a schedule, ``"auto"`` (learned from 1) or
         ``"auto_0.1"`` (learned from 0.1)
     :param target_update_interval: gradient steps between two updates of the targets, counted over the whole training
-    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension,
-        for discrete actions ``target_entropy_scale``·log|A|
+    :param target_entropy: H̄ in nats, in the action space scaled to [−1, 1]; ``"auto"`` is minus the action dimension A,
+        for discrete actions ``target_entropy_scale``·log|A|; ``"auto_0.5"`` is −A/2, ``"std_0.15"`` A/2·log(2πe·0.15²), the
+        entropy of a Gaussian of this σ
     :param use_sde: generalized state-dependent exploration
     :param sde_sample_freq: steps between two draws of the gSDE noise matrix; −1 for one per rollout
     :param use_sde_at_warmup: gSDE instead of uniform random actions at the start
@@ -97,6 +98,8 @@ class SoftAC(SoftAlgorithm):
     :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
     :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
+    :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
+        AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
     :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps that were done in this
         process and are to come are so many that it pays off. On CUDA devices anything but False also captures it in a CUDA
         graph. Results differ in rounding
@@ -166,6 +169,7 @@ class SoftAC(SoftAlgorithm):
         soft_n_step: bool = False,
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
+        precision: Precision = "float32",
         compile: Compile = "auto",
     ) -> None:
         require_environment(env, _init_setup_model)
@@ -190,6 +194,7 @@ class SoftAC(SoftAlgorithm):
         self.soft_n_step = soft_n_step
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
+        self.precision: Precision = precision
         self.compile: Compile = compile
         super().__init__(
             policy,
@@ -252,6 +257,7 @@ class SoftAC(SoftAlgorithm):
     def _make_update(self) -> Update:
         settings = ActorCriticSettings(
             clip_gradients=self.max_grad_norm is not None,
+            precision=self.precision,
             actor_q=self.actor_q or "min",
             target_q=self.target_q,
             target_subset=self.target_subset,

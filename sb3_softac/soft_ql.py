@@ -18,7 +18,7 @@ from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_S
 from sb3_softac.arguments.checks import refuse_for_discrete_actions
 from sb3_softac.arguments.soft_ql import check_architecture, check_arguments, n_updated
 from sb3_softac.configuration import ConfiguredAlgorithm, require_environment
-from sb3_softac.engine import Compile
+from sb3_softac.engine import Compile, Precision
 from sb3_softac.files import warm_start
 from sb3_softac.networks import SoftQLCnnPolicy, SoftQLMultiInputPolicy, SoftQLPolicy
 from sb3_softac.update import (
@@ -96,6 +96,8 @@ class SoftQL(SoftAlgorithm):
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
     :param reward_scale: factor k on every reward in the critics' targets: the temperature as published is 1/k
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
+    :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
+        AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
     :param compile: compile the gradient step, as in ``SoftAC``
     :raises ValueError: a value out of range, or options that contradict each other
     """
@@ -155,6 +157,7 @@ class SoftQL(SoftAlgorithm):
         random_steps: int | None = None,
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
+        precision: Precision = "float32",
         compile: Compile = "auto",
     ) -> None:
         require_environment(env, _init_setup_model)
@@ -177,6 +180,7 @@ class SoftQL(SoftAlgorithm):
         self.random_steps = random_steps
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm
+        self.precision: Precision = precision
         self.compile: Compile = compile
         super().__init__(
             policy,
@@ -256,6 +260,7 @@ class SoftQL(SoftAlgorithm):
         self._check_density()
         settings = SoftQSettings(
             clip_gradients=self.max_grad_norm is not None,
+            precision=self.precision,
             target_q=self.target_q,
             value_particles=self.value_particles,
             value_proposal=self.value_proposal,

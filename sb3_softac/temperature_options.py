@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE
+from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, target_entropy_rule
 from sb3_softac.configuration import ConfiguredAlgorithm
 from sb3_softac.update import LearnedTemperature, Temperature, TemperatureUpdate, Update, make_temperature
 
@@ -75,8 +75,18 @@ class TemperedAlgorithm(ConfiguredAlgorithm):
 
     def _target_entropy(self) -> float:
         """H̄ in nats, the one that was asked for or the automatic one."""
+        rule = target_entropy_rule(self.target_entropy)
         if not isinstance(self.action_space, spaces.Discrete):
-            return -float(get_action_dim(self.action_space)) if self.target_entropy == "auto" else float(self.target_entropy)
+            n_dims = float(get_action_dim(self.action_space))
+            if rule is not None:
+                kind, number = rule
+                return -number * n_dims if kind == "auto" else 0.5 * n_dims * math.log(2.0 * math.pi * math.e * number**2)
+            return -n_dims if self.target_entropy == "auto" else float(self.target_entropy)
+        if rule is not None:
+            raise ValueError(
+                f"`target_entropy` is {self.target_entropy!r}, but it must be 'auto' or a number with discrete actions: "
+                "`target_entropy_scale` is the fraction of log|A|."
+            )
         highest = math.log(self.action_space.n)
         if self.target_entropy == "auto":
             return self.target_entropy_scale * highest

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 #: Strings that RL Zoo's ``-params`` would evaluate as Python and fail on: schedules, "auto" and "auto_0.1".
-PLAIN_STRING = re.compile(r"((lin|exp|cos|warm)_[-+.\w]+|auto(_[-+.\w]+)?)")
+PLAIN_STRING = re.compile(r"((lin|exp|cos|warm|std)_[-+.\w]+|auto(_[-+.\w]+)?)")
 
 #: Names of functions, classes and modules, which are strings where an argument takes names.
 PLAIN_NAME = re.compile(r"(?!(True|False|None)$)[A-Za-z_][-.\w]*")

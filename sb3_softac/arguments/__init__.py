@@ -10,7 +10,12 @@ from sb3_softac.arguments.checks import (
     comparable,
     is_learned,
 )
-from sb3_softac.arguments.options import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE, LEARNING_RATE_OWNERS
+from sb3_softac.arguments.options import (
+    DEFAULT_LEARNING_RATE,
+    DEFAULT_TARGET_ENTROPY_SCALE,
+    LEARNING_RATE_OWNERS,
+    target_entropy_rule,
+)
 from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS
 
 __all__ = [
@@ -28,4 +33,5 @@ __all__ = [
     "policy",
     "soft_ac",
     "soft_ql",
+    "target_entropy_rule",
 ]

@@ -58,6 +58,29 @@ def _check_replay_buffer(arguments: Mapping[str, Any], observation_space: spaces
         refuse("optimize_memory_usage", True, "False with Dict observations, for which SB3 has no such buffer")
 
 
+def target_entropy_rule(value: Any) -> tuple[str, float] | None:
+    """The parts of ``"auto_0.5"`` (half of the automatic one) or ``"std_0.15"`` (a Gaussian of this σ); None for others."""
+    kind, _, number = value.partition("_") if isinstance(value, str) else ("", "", "")
+    if kind not in ("auto", "std"):
+        return None
+    try:
+        factor = float(number)
+    except ValueError:
+        return None
+    return (kind, factor) if math.isfinite(factor) and factor > 0.0 else None
+
+
+def _check_target_entropy(value: Any) -> None:
+    if target_entropy_rule(value) is not None:
+        return
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        refuse("target_entropy", value, "'auto', a finite number, 'auto_0.5' (a multiple) or 'std_0.15' (of a deviation)")
+
+
 def _check_temperature(arguments: Mapping[str, Any]) -> None:
     check_choice("ent_coef_update", arguments["ent_coef_update"], ("dual", "log", "exp"))
     if arguments["ent_coef_max"] is not None:
@@ -66,12 +89,7 @@ def _check_temperature(arguments: Mapping[str, Any]) -> None:
     if arguments["target_entropy_scale"] >= 1.0:
         refuse("target_entropy_scale", arguments["target_entropy_scale"], "at least 0 and below 1")
     if arguments["target_entropy"] != "auto":
-        try:
-            target_entropy = math.nan if isinstance(arguments["target_entropy"], bool) else float(arguments["target_entropy"])
-        except (TypeError, ValueError):
-            target_entropy = math.nan
-        if not math.isfinite(target_entropy):
-            refuse("target_entropy", arguments["target_entropy"], "'auto' or a finite number")
+        _check_target_entropy(arguments["target_entropy"])
         if arguments["target_entropy_scale"] != DEFAULT_TARGET_ENTROPY_SCALE:
             refuse(
                 "target_entropy_scale",
@@ -150,6 +168,7 @@ def check_common_options(
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
     if not weights_follow:
         _refuse_an_unused_learning_rate(arguments)
+    check_choice("precision", arguments["precision"], ("float32", "bfloat16"))
     normal["compile"] = _check_compile(arguments["compile"])
     _check_temperature(arguments)
     _check_replay_buffer({**arguments, **normal}, observation_space)

@@ -3,10 +3,12 @@
 The lowest wing of the house: it knows nothing of algorithms, networks or buffers.
 """
 
-from sb3_softac.engine.engine import Compile, Engine, Metrics, UpdateFlags, missing_for_compilation, why_only_eager
+from sb3_softac.engine.engine import Compile, Engine, missing_for_compilation, why_only_eager
 from sb3_softac.engine.graphs import AsyncMetrics
 from sb3_softac.engine.guards import ModuleGuards
 from sb3_softac.engine.optimizers import OptimizerStep
+from sb3_softac.engine.precision import Precision, missing_for
+from sb3_softac.engine.steps import Metrics, UpdateFlags
 
 __all__ = [
     "AsyncMetrics",
@@ -15,7 +17,9 @@ __all__ = [
     "Metrics",
     "ModuleGuards",
     "OptimizerStep",
+    "Precision",
     "UpdateFlags",
+    "missing_for",
     "missing_for_compilation",
     "why_only_eager",
 ]

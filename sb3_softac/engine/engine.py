@@ -11,17 +11,26 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from types import FunctionType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch as th
-from torch import nn
 
-from sb3_softac.engine import graphs, matmul, optimizers, torch_internals
+from sb3_softac.engine import graphs, optimizers, torch_internals
 from sb3_softac.engine.allocator import keep_freed_memory
 from sb3_softac.engine.guards import ModuleGuards, obstacle_in, tensor_hook_in
 from sb3_softac.engine.optimizers import OptimizerStep, TensorOptimizers
+from sb3_softac.engine.steps import (
+    BuiltStep,
+    CapturedStep,
+    CompiledStep,
+    Metrics,
+    StepState,
+    Update,
+    UpdateFlags,
+    call,
+    tensors_of,
+)
 
 Compile: TypeAlias = Literal["auto"] | bool
 
@@ -33,59 +42,6 @@ WARM_UP = 1
 CAPTURE_WARM_UP = 3
 #: after so many builds of one kind of step, it is run eagerly: something changes again and again
 MOST_BUILDS = 5
-
-
-class UpdateFlags(NamedTuple):
-    """What a gradient step updates besides what it always does."""
-
-    actor: bool  # actor and temperature, every `policy_delay`-th step
-    targets: bool  # every `target_update_interval`-th step
-
-
-class Metrics(NamedTuple):
-    """What one gradient step reports; the values stay on the device."""
-
-    names: tuple[str, ...]
-    values: th.Tensor  # (len(names),)
-
-
-class Update(Protocol):
-    """A gradient step, and what it says of itself."""
-
-    #: whether it computes the same in every step, by tensor operations alone
-    compilable: bool
-
-    @property
-    def settings(self) -> Hashable:
-        """All options that the step holds as constants."""
-
-    @property
-    def device(self) -> th.device:
-        """Where it computes."""
-
-    def modules(self) -> Sequence[nn.Module]:
-        """Everything with weights that it reads or writes."""
-
-    def optimizers(self, flags: UpdateFlags) -> Sequence[th.optim.Optimizer]:
-        """The optimizers that a step uses."""
-
-    def obstacle(self) -> str | None:
-        """Why it can run in eager mode only, or None."""
-
-    def refresh(self) -> None:
-        """Called where its modules have changed since it ran."""
-
-    def numbers(self) -> Any:
-        """A named tuple of the floats that may change in every step."""
-
-    def draw_noise(self, batch_size: int, flags: UpdateFlags) -> Any:
-        """A named tuple of the random tensors of a step; None for those that it draws by itself."""
-
-    def __call__(self, batch: Any, noise: Any, flags: UpdateFlags, numbers: Any, optimizer_step: OptimizerStep) -> Metrics:
-        """One gradient step. Noise may be None: all is then drawn inside."""
-
-
-BuiltStep: TypeAlias = Callable[[Any, Any], Metrics]
 
 
 def missing_for_compilation(device: th.device) -> str | None:
@@ -122,70 +78,6 @@ def why_ask_first(update: Update) -> str | None:
     return obstacle and f"{obstacle}; compile=True compiles it all the same"
 
 
-def _run(update: Update, batch: Any, noise: Any, flags: UpdateFlags, numbers: Any, optimizer_step: OptimizerStep) -> Metrics:
-    return update(batch, noise, flags, numbers, optimizer_step)
-
-
-class CompiledStep:
-    """The gradient step as one graph of ``torch.compile``; its first call compiles."""
-
-    def __init__(self, update: Update, flags: UpdateFlags, numbers: Any, optimizer_step: TensorOptimizers) -> None:
-        torch_internals.look_up_all()
-        # The engine watches whatever could change. PyTorch would look at every attribute of every module in each call;
-        # without that, each compiled step needs a code object of its own.
-        own = FunctionType(_run.__code__.replace(), globals())
-        options: dict[str, Any] = {
-            "fallback_random": True,  # with PyTorch's own random numbers dropout draws the same masks as in eager mode
-            "guard_filter_fn": th.compiler.skip_all_guards_unsafe,
-            "size_asserts": False,
-        }
-        if update.device.type == "cpu":
-            options |= torch_internals.loop_options()
-            options["cpp_wrapper"] = sys.platform == "linux"  # what starts the kernels is compiled, too; elsewhere it may fail
-            replacement = matmul.large_products_pass() if matmul.ONEDNN_IS_FASTER else None
-            if replacement is not None:
-                options["post_grad_custom_post_pass"] = replacement
-        compiled = th.compile(own, fullgraph=True, dynamic=False, options=options)
-        self.step: BuiltStep = lambda batch, noise: compiled(update, batch, noise, flags, numbers, optimizer_step)
-        self.has_run = False
-
-    def __call__(self, batch: Any, noise: Any) -> Metrics:
-        if self.has_run:
-            return self.step(batch, noise)
-        with graphs.BUILD_LOCK, torch_internals.tracing_gradients(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about PyTorch's own code
-            metrics = self.step(batch, noise)
-        self.has_run = True
-        return metrics
-
-
-class CapturedStep:
-    """The gradient step as one CUDA graph, on inputs of its own.
-
-    :param step: the step to capture
-    :param batch: a batch of the right shapes
-    :param noise: noise of the right shapes
-    :param tensors: all else that the step reads and writes
-    """
-
-    def __init__(self, step: BuiltStep, batch: Any, noise: Any, tensors: Iterable[th.Tensor]) -> None:
-        self.step = step  # a compiled one owns tensors that the graph uses
-        self.batch, self.noise = graphs.clone_inputs(batch), graphs.clone_inputs(noise)
-        self.addresses = graphs.MemoryAddresses(tensors)
-        self.names: tuple[str, ...] = ()
-
-        def function() -> th.Tensor:
-            self.names, values = step(self.batch, self.noise)
-            return values
-
-        self.graph = graphs.CudaGraph(function, batch.rewards.device)
-
-    def __call__(self, batch: Any, noise: Any) -> Metrics:
-        graphs.overwrite_inputs(self.batch, batch)
-        graphs.overwrite_inputs(self.noise, noise)
-        return Metrics(self.names, self.graph.replay().clone())
-
-
 class _CachedStep:
     """One kind of gradient step, by its flags and the shapes of its batch."""
 
@@ -193,26 +85,6 @@ class _CachedStep:
         self.n_warm_up = 0
         self.optimizer_step: TensorOptimizers | None = None
         self.step: BuiltStep | None = None
-
-
-class _State:
-    """A copy of everything that a gradient step changes, to put it back after one that failed half-way."""
-
-    def __init__(self, update: Update, optimizers_now: Sequence[th.optim.Optimizer]) -> None:
-        tensors = [*_tensors_of(update)]
-        tensors += [v for o in optimizers_now for s in o.state.values() for v in s.values() if isinstance(v, th.Tensor)]
-        self.copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        self.device = update.device
-        self.rng = th.get_rng_state()
-        self.cuda_rng = th.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-
-    @th.no_grad()
-    def restore(self) -> None:
-        for tensor, copy in self.copies:
-            tensor.copy_(copy)
-        th.set_rng_state(self.rng)
-        if self.cuda_rng is not None:
-            th.cuda.set_rng_state(self.cuda_rng, self.device)
 
 
 class Engine:
@@ -333,18 +205,19 @@ class Engine:
             cached.n_warm_up += 1
             return self._warm_up(update, batch, flags)
         if not (self.compiles or self.captures) or th.is_autocast_enabled(update.device.type):
-            return update(batch, None, flags, self._numbers, self._eager_step(cached, optimizers_now))
+            return call(update, batch, None, flags, self._numbers, self._eager_step(cached, optimizers_now))
         noise = update.draw_noise(len(batch.rewards), flags)
         step = self._usable_step(cached, optimizers_now)
         if step is not None:
             return step(batch, noise)
-        before = _State(update, optimizers_now)
+        before = StepState(update, optimizers_now)
         try:  # compilers fail in many ways, and memory may end in the middle of the first step
             return self._run_first(self._build(cached, update, batch, noise, flags, optimizers_now), batch, noise)
         except Exception as error:
             before.restore()
             self._give_up(error)
-            return update(batch, noise, flags, self._numbers, optimizers.step)  # fails again if the step itself is at fault
+            # fails again if the step itself is at fault
+            return call(update, batch, noise, flags, self._numbers, optimizers.step)
 
     def _run_first(self, step: BuiltStep, batch: Any, noise: Any) -> Metrics:
         """The first call of a step, which compiles it."""
@@ -358,7 +231,7 @@ class Engine:
 
     def _warm_up(self, update: Update, batch: Any, flags: UpdateFlags) -> Metrics:
         def step() -> Metrics:
-            return update(batch, None, flags, self._numbers, optimizers.step)
+            return call(update, batch, None, flags, self._numbers, optimizers.step)
 
         metrics: Metrics = graphs.warm_up(update.device, step) if self.captures else step()
         return metrics
@@ -420,8 +293,8 @@ class Engine:
                 cached.step = CompiledStep(update, flags, self._number_tensors, optimizer_step)
                 return cached.step
         step_in_use, numbers = optimizer_step, self._number_tensors
-        step: BuiltStep = compiled or (lambda batch, noise: update(batch, noise, flags, numbers, step_in_use))
-        cached.step = CapturedStep(step, batch, noise, _tensors_of(update))
+        step: BuiltStep = compiled or (lambda batch, noise: call(update, batch, noise, flags, numbers, step_in_use))
+        cached.step = CapturedStep(step, batch, noise, tensors_of(update))
         return cached.step
 
     def _count_build(self, kind: Any) -> None:
@@ -429,10 +302,6 @@ class Engine:
         self._builds[kind] += 1
         if self._builds[kind] > MOST_BUILDS:
             raise RuntimeError("something that it holds as a constant changes again and again")
-
-
-def _tensors_of(update: Update) -> list[th.Tensor]:
-    return [tensor for module in update.modules() for tensor in (*module.parameters(), *module.buffers())]
 
 
 def _layout(value: Any) -> Any:

@@ -152,6 +152,32 @@ def functional_adam() -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]
 
 
+def _dispatch_mode() -> Any:
+    return _private("utils._python_dispatch.TorchDispatchMode", "no products in bfloat16")
+
+
+def can_intercept() -> bool:
+    """Whether :func:`intercepting` works with this PyTorch."""
+    return _dispatch_mode() is not None
+
+
+def intercepting(call: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[Any]:
+    """Within it ``call(function, args, kwargs)`` takes the place of each operator, those of backward passes too."""
+
+    class Mode(_dispatch_mode()):  # type: ignore[misc]  # known only at run time
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return call(function, args, kwargs or {})
+
+    return Mode()
+
+
+def has_bfloat16_instructions() -> bool:
+    """Whether this processor multiplies bfloat16 numbers; others would do so in float32, slowly."""
+    avx512: Any = _private("cpu._is_avx512_bf16_supported", "no products in bfloat16")
+    amx: Any = _private("cpu._is_amx_tile_supported", "no products in bfloat16")
+    return any(asked is not None and asked() for asked in (avx512, amx))
+
+
 # --- oneDNN ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,12 +191,11 @@ def onednn_graph_pass(replace: Callable[[th.fx.Graph], None], source: str) -> An
     """``replace`` as an option of ``torch.compile`` that runs on each graph, or None if this PyTorch does not take it.
 
     :param replace: puts the operator ``sb3_softac::linear`` into a graph
-    :param source: file whose text tells this pass from another one in the compiler's cache
+    :param source: as in :func:`graph_pass`
     """
     call = onednn_linear()
     try:
         from torch._inductor import ir, lowering  # here: they load the compiler
-        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
         fall_back: Any = lowering.fallback_handler
         register: Any = lowering.register_lowering
@@ -186,14 +211,27 @@ def onednn_graph_pass(replace: Callable[[th.fx.Graph], None], source: str) -> An
         # makes that factor can write it in order.
         return call_onednn(ir.ExternKernel.require_contiguous(left), right, bias, "none", [], "")
 
-    class LargeMatmuls(CustomGraphPass):
+    return graph_pass(replace, source)
+
+
+def graph_pass(replace: Callable[[th.fx.Graph], None], source: str) -> Any:
+    """``replace`` as an option of ``torch.compile`` that runs on each graph, or None if this PyTorch does not take it.
+
+    :param source: file whose text tells this pass from another one in the compiler's cache
+    """
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    except (ImportError, AttributeError):
+        return None
+
+    class Replacement(CustomGraphPass):
         def __call__(self, graph: th.fx.Graph) -> None:
             replace(graph)
 
         def uuid(self) -> Any:
             return get_hash_for_files((source,))
 
-    return LargeMatmuls()
+    return Replacement()
 
 
 # --- the compiler ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch as th
 from torch import nn
 
-from sb3_softac.engine import Metrics, OptimizerStep, UpdateFlags, torch_internals
+from sb3_softac.engine import Metrics, OptimizerStep, Precision, UpdateFlags, torch_internals
 from sb3_softac.engine.optimizers import clip, gradients_of
 from sb3_softac.engine.optimizers import step as plain_step
 from sb3_softac.replay import Batch
@@ -53,6 +53,8 @@ class Settings:
 
     #: whether gradients are clipped at all
     clip_gradients: bool = False
+    #: of large matrix products
+    precision: Precision = "float32"
 
 
 class Update(ABC):
@@ -84,6 +86,11 @@ class Update(ABC):
         """Where it computes."""
         device: th.device = self.networks.device
         return device
+
+    @property
+    def precision(self) -> Precision:
+        """Of its large matrix products."""
+        return self.settings.precision
 
     def modules(self) -> Sequence[nn.Module]:
         """Everything with weights that a step reads or writes."""

@@ -19,7 +19,7 @@ from torch import nn
 
 import sb3_softac
 from sb3_softac import SoftAC
-from sb3_softac.engine import matmul, torch_internals
+from sb3_softac.engine import matmul, precision, torch_internals
 from tests.helpers import assert_close, build, restart_generators
 
 PACKAGE = Path(sb3_softac.__file__).parent
@@ -32,6 +32,8 @@ NAMES = (
     "optim.adam.adam",
     "ops.mkldnn._linear_pointwise",
 )
+#: looked up where products are to be computed in bfloat16
+OF_BFLOAT16 = ("cpu._is_avx512_bf16_supported", "cpu._is_amx_tile_supported", "utils._python_dispatch.TorchDispatchMode")
 
 
 class Normalised(BaseFeaturesExtractor):
@@ -102,7 +104,20 @@ def test_every_name_that_is_looked_up_is_in_this_list() -> None:
         for call in calls
         if isinstance(call.func, ast.Name) and call.func.id == "_private" and isinstance(call.args[0], ast.Constant)
     ]
-    assert sorted(looked_up) == sorted(NAMES)
+    assert sorted(looked_up) == sorted([*NAMES, *OF_BFLOAT16])
+
+
+@pytest.mark.parametrize("name", OF_BFLOAT16)
+def test_without_the_names_for_bfloat16_it_is_refused_or_as_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the two kinds of instructions is enough."""
+    monkeypatch.setattr(th.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(th.cpu, "_is_amx_tile_supported", lambda: True)
+    assert precision.missing_for("bfloat16", th.device("cpu")) is None
+    torch_internals.forget()
+    remove(name, monkeypatch)
+    with pytest.warns(UserWarning, match=rf"has no torch\.{re.escape(name)}: no products in bfloat16"):
+        missing = precision.missing_for("bfloat16", th.device("cpu"))
+    assert missing == ("a PyTorch with TorchDispatchMode" if name.startswith("utils") else None)
 
 
 @pytest.mark.parametrize("missing", ["trace_autograd_ops", "skip_all_guards_unsafe"])

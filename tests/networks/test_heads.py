@@ -225,7 +225,7 @@ class TestTwoStates:
         for progress in np.linspace(1.0, 0.0, 15):
             model._current_progress_remaining = progress
             model.train(100, batch_size=64)
-        values = model.critic(th.eye(2))[0].detach()  # type: ignore[arg-type]
+        values = model.critic(th.eye(2))[0].detach()
         expected = self.soft_q()
         assert expected.min() > 15.0
         np.testing.assert_allclose(values, expected, rtol=0.03)
