@@ -190,12 +190,126 @@ CROSSQ_SMALL = _preset(
     policy_kwargs={**CROSSQ["policy_kwargs"], "net_arch": [256, 256]},
 )
 
+#: the settings of its paper: critics of 2048 units, 5,000 random steps
+CROSSQ_PAPER = _preset(
+    CROSSQ,
+    learning_starts=5000,
+    policy_kwargs={**CROSSQ["policy_kwargs"], "net_arch": {"pi": [256, 256], "qf": [2048, 2048]}},
+)
+
 #: 2110.02034: two critics with dropout and layer normalisation, 20 updates per step
 DROQ = _preset(
     REDQ,
     target_subset=None,
     policy_kwargs={"net_arch": [256, 256], "n_critics": 2, "dropout_rate": 0.01, "layer_norm": True},
 )
+
+#: an ensemble of 10 and the minimum of all (2110.01548), here for learning online
+SAC_N = _preset(
+    _COMMON,
+    learning_starts=100,
+    ent_coef="auto",
+    ent_coef_update="log",
+    target_entropy="auto",
+    policy_kwargs={"net_arch": [256, 256, 256], "n_critics": 10, "log_std_bounds": (-5.0, 2.0)},
+)
+
+# What the modern ones share: half of the usual target entropy, α from 0.01, log σ within [−10, 2] by tanh.
+_LOG_STD = {"log_std_bounding": "tanh", "log_std_bounds": (-10.0, 2.0)}
+_MODERN = _preset(
+    _COMMON,
+    learning_starts=5000,
+    ent_coef="auto_0.01",
+    ent_coef_update="exp",
+    target_entropy="auto_0.5",
+)
+
+#: 32 updates per step, and networks that begin again (D'Oro et al., ICLR 2023)
+SR_SAC = _preset(
+    _MODERN,
+    learning_starts=10_000,
+    gradient_steps=32,
+    ent_coef="auto",
+    resets=2_560_000,
+    policy_kwargs={"net_arch": [256, 256], "weight_init": "orthogonal", "log_std_init": -4.0, **_LOG_STD},
+)
+
+#: 2405.16158: large residual critics of quantiles, 10 updates per step, resets
+BRO = _preset(
+    _MODERN,
+    learning_starts=2500,
+    batch_size=128,
+    gradient_steps=10,
+    actor_q="mean",
+    target_q="mean",
+    top_quantiles_to_drop_per_net=0,
+    ent_coef="auto",
+    resets=(125_000, 475_000, 2_475_000, 4_975_000, 7_475_000, 9_975_000),
+    policy_kwargs={
+        "encoder": "bro",
+        "net_arch": {"pi": [256], "qf": [512, 512]},
+        "critic_head": "quantile",
+        "n_quantiles": 100,
+        "optimizer_kwargs": {"weight_decay": 1e-4, "decoupled_weight_decay": True},
+        **_LOG_STD,
+    },
+)
+
+#: 2410.09754: residual networks with layer normalisation, normalised observations
+SIMBA = _preset(
+    _MODERN,
+    learning_rate=1e-4,
+    gamma=0.995,
+    normalize_observations=True,
+    policy_kwargs={
+        "encoder": "simba",
+        "net_arch": {"pi": [128], "qf": [512, 512]},
+        "optimizer_kwargs": {"weight_decay": 1e-2, "decoupled_weight_decay": True},
+        **_LOG_STD,
+    },
+)
+
+#: 2502.15280: features and weights on spheres, categorical critics, normalised rewards
+SIMBA_V2 = _preset(
+    _MODERN,
+    learning_rate="lin_1e-4_5e-5",
+    gamma=0.995,
+    normalize_observations=True,
+    normalize_rewards=5.0,
+    policy_kwargs={
+        "encoder": "simba_v2",
+        "net_arch": {"pi": [128], "qf": [512, 512]},
+        "critic_head": "categorical",
+        "n_atoms": 101,
+        "value_range": (-5.0, 5.0),
+        **_LOG_STD,
+    },
+)
+
+#: 2604.04539: batch normalisation, weights on spheres, categorical critics, repeated noise; for one environment
+FLASHSAC = _preset(
+    _MODERN,
+    learning_rate="cos_3e-4_1.5e-4",
+    learning_starts=10_000,
+    batch_size=512,
+    tau=0.01,
+    policy_delay=2,
+    bootstrap="joint_target",
+    target_entropy="std_0.15",
+    noise_repeat=16,
+    normalize_rewards=5.0,
+    policy_kwargs={
+        "encoder": "flash",
+        "net_arch": {"pi": [128, 128], "qf": [256, 256]},
+        "critic_head": "categorical",
+        "n_atoms": 101,
+        "value_range": (-5.0, 5.0),
+        **_LOG_STD,
+    },
+)
+
+#: the same for about a thousand environments
+FLASHSAC_PARALLEL = _preset(FLASHSAC, learning_starts=100_000, batch_size=2048, buffer_size=10_000_000, gradient_steps=2)
 
 #: 1702.08165's own code, ``SoftQL``: one critic, targets that are copied
 SOFTQLEARNING = _preset(
@@ -254,6 +368,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "tqc": TQC,
         "crossq": CROSSQ,
         "crossq_small": CROSSQ_SMALL,
+        "crossq_paper": CROSSQ_PAPER,
+        "sac_n": SAC_N,
+        "sr_sac": SR_SAC,
+        "bro": BRO,
+        "simba": SIMBA,
+        "simba_v2": SIMBA_V2,
+        "flashsac": FLASHSAC,
+        "flashsac_parallel": FLASHSAC_PARALLEL,
     }
 )
 
