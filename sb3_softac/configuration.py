@@ -184,8 +184,11 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         if self.normalize_rewards is None:
             self.__dict__.pop("_return_moments", None)
             self.__dict__.pop("_running_returns", None)
-        elif self._return_moments is None:
-            self._return_moments, self._running_returns = no_returns(), np.zeros(self.n_envs)
+            return
+        if self._return_moments is None:
+            self._return_moments = no_returns()
+        if self._running_returns is None or len(self._running_returns) != self.n_envs:
+            self._running_returns = np.zeros(self.n_envs)
 
     def _options(self) -> dict[str, Any]:
         """All options as they are now, whether the replay buffer was left to SB3, and the name of the algorithm."""
