@@ -90,13 +90,17 @@ class SoftAlgorithm(TemperedAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         self._follow_options()
         check_statistics(self._vec_normalize_env)
+        self._check_normalizers(self.env)
         self._refuse_impossible_compilation()
         self._runtime.engine.decided = False
         self._runtime.dumped = False
         self._runtime.between_rollouts.clear()
+        last_obs = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         self._runtime.callback = result[1]
         self._refuse_non_finite("observation", self._last_obs)
+        if self._last_obs is not last_obs:
+            self._begin_episodes()
         if self.replay_buffer is not None and self.replay_buffer is not self._runtime.stored.buffer:
             self._match_returns(self.replay_buffer)  # it may be another one than at the last call
         self._continue_or_close_trajectory()
@@ -133,6 +137,7 @@ class SoftAlgorithm(TemperedAlgorithm):
         self._follow_options()
         update, engine = self._current_update(), self._runtime.engine
         self._update_schedules()
+        self._scale_rewards(update)
         engine.prepare(update)
         if not engine.decided:
             self._decide(engine, update)
@@ -145,6 +150,13 @@ class SoftAlgorithm(TemperedAlgorithm):
             )
             steps.append(engine.run(batch, flags))
         self._record(steps)
+
+    def _scale_rewards(self, update: Update) -> None:
+        """Let the step divide rewards by what the returns are at now, and log it."""
+        if self.normalize_rewards is not None:
+            divisor = self._reward_divisor()
+            update.reward_scale = self.reward_scale / divisor
+            self.logger.record("train/reward_divisor", divisor)
 
     def _decide(self, engine: Engine, update: Update) -> None:
         way = engine.decide(update, self.compile, self._planned_gradient_steps())

@@ -5,16 +5,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.arguments import LEARNING_RATE_OWNERS, check_action_space, check_count
 from sb3_softac.arguments.policy import check_policy_kwargs
-from sb3_softac.collect import check_wrappers
+from sb3_softac.collect import check_normalizers, check_wrappers, no_returns
 from sb3_softac.engine import Compile, Engine, Precision, missing_for, missing_for_compilation, why_only_eager
 from sb3_softac.files import SavedAlgorithm
 from sb3_softac.networks import SoftPolicy, StackedCritics
@@ -30,7 +32,7 @@ def policy_network(name: str) -> Any:
         return getattr(self.policy, name)
 
     def put(self: "ConfiguredAlgorithm", network: Any) -> None:
-        setattr(self.policy, name, network)
+        setattr(self.policy, name, network if network is None else self.policy.with_normalizer(network))
 
     return property(get, put)
 
@@ -80,6 +82,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     soft_n_step: bool = False
     policy_delay: int = 1
     precision: Precision
+    normalize_observations: bool = False
+    normalize_rewards: float | None = None
     compile: Compile
 
     def __init__(
@@ -159,6 +163,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._check_architecture()
         check_action_space(self.action_space, self.use_sde, self.log_name)
         self.__dict__.update(self._check_options(self._options()))
+        self._check_normalizers(self.env)
         options = self._policy_options()
         chosen = {name: value for name, value in options.items() if value not in (None, False)}
         self.policy_kwargs = {name: value for name, value in self.policy_kwargs.items() if name not in options} | chosen
@@ -171,7 +176,22 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             self._refuse_impossible_compilation()
         if self.env is not None and self.replay_buffer is None:
             self._allocate_replay_buffer()
+        self._set_up_returns()
         self._runtime.options = self._option_values()
+
+    def _check_normalizers(self, env: VecEnv | None) -> None:
+        check_normalizers(env, self.normalize_observations, self.normalize_rewards is not None)
+
+    def _set_up_returns(self) -> None:
+        """Statistics of returns exist where rewards are normalised, and begin where that begins."""
+        if self.normalize_rewards is None:
+            self.__dict__.pop("_return_moments", None)
+            self.__dict__.pop("_running_returns", None)
+            return
+        if self._return_moments is None:
+            self._return_moments = no_returns()
+        if self._running_returns is None or len(self._running_returns) != self.n_envs:
+            self._running_returns = np.zeros(self.n_envs)
 
     def _options(self) -> dict[str, Any]:
         """All options as they are now, whether the replay buffer was left to SB3, and the name of the algorithm."""
@@ -268,7 +288,9 @@ class ConfiguredAlgorithm(SavedAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """As in SB3; a model that was loaded without an environment gets its replay buffer here."""
-        check_wrappers(self._wrap_env(env, 0))
+        wrapped = self._wrap_env(env, 0)
+        check_wrappers(wrapped)
+        self._check_normalizers(wrapped)
         super().set_env(env, force_reset)
         if self.replay_buffer is None:
             self._allocate_replay_buffer()
@@ -318,10 +340,12 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             if "gamma" in changed and self.replay_buffer is not None:
                 self._match_returns(self.replay_buffer)
             raise
+        self._set_up_returns()
         self._runtime.options = self._option_values()
 
     def _apply_options(self, changed: Any) -> None:
         self.__dict__.update(self._check_options(self._options()))
+        self._check_normalizers(self.env)
         self._convert_train_freq()
         self._setup_lr_schedule()
         if "gamma" in changed and self.replay_buffer is not None:
@@ -353,6 +377,9 @@ class ConfiguredAlgorithm(SavedAlgorithm):
 
     def _adopt_networks(self) -> None:
         """Networks that a user has put in the place of others get what they lack."""
+        for network in self.policy.networks():
+            if network is not None:
+                self.policy.with_normalizer(network)
         for _, target in self.policy.targets():
             if not getattr(target, "is_target", True):
                 target.become_target()  # type: ignore[operator]  # of ours, which have it

@@ -97,6 +97,10 @@ class SoftAC(SoftAlgorithm):
         policy, in [0, 1); ``Box`` actions have −A at any scale
     :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
     :param reward_scale: factor k on every reward in the critics' targets; negative turns a reward into a cost
+    :param normalize_observations: networks see (x − mean)/√(variance + 1e-8) of each feature, by the statistics of all
+        observations that were collected; they are part of the policy, and nothing is clipped (SimBa, 2410.09754)
+    :param normalize_rewards: G_max > 0: divide rewards in the critics' targets by the standard deviation of the discounted
+        return G, and by no less than max|G|/G_max (SimbaV2, 2502.15280); None for rewards as they are
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
     :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
         AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
@@ -114,7 +118,9 @@ class SoftAC(SoftAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     sb3_equivalents = SB3_EQUIVALENTS
-    fixed_options = ConfiguredAlgorithm.fixed_options | {"value_network", "bootstrap", "use_sde", "soft_n_step"}
+    fixed_options = ConfiguredAlgorithm.fixed_options.union(
+        ("value_network", "bootstrap", "use_sde", "soft_n_step", "normalize_observations")
+    )
     value_net: ValueNetwork | None = policy_network("value_net")
     value_net_target: ValueNetwork | None = policy_network("value_net_target")
     #: the gradient step; a subclass may replace it
@@ -168,6 +174,8 @@ class SoftAC(SoftAlgorithm):
         policy_delay: int = 1,
         soft_n_step: bool = False,
         reward_scale: float = 1.0,
+        normalize_observations: bool = False,
+        normalize_rewards: float | None = None,
         max_grad_norm: float | None = None,
         precision: Precision = "float32",
         compile: Compile = "auto",
@@ -193,6 +201,8 @@ class SoftAC(SoftAlgorithm):
         self.policy_delay = policy_delay
         self.soft_n_step = soft_n_step
         self.reward_scale = reward_scale
+        self.normalize_observations = normalize_observations
+        self.normalize_rewards = normalize_rewards
         self.max_grad_norm = max_grad_norm
         self.precision: Precision = precision
         self.compile: Compile = compile
@@ -235,7 +245,7 @@ class SoftAC(SoftAlgorithm):
         self._built_for = check_architecture(self, self._built_for, self._runtime.set_up.expected_policy_kwargs)
 
     def _policy_options(self) -> dict[str, Any]:
-        return {"use_sde": self.use_sde, "value_network": self.value_network}
+        return {name: getattr(self, name) for name in ("use_sde", "value_network", "normalize_observations")}
 
     def _setup_model(self) -> None:
         if self.bootstrap == "joint":

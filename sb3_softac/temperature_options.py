@@ -10,6 +10,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_softac.arguments import DEFAULT_TARGET_ENTROPY_SCALE, target_entropy_rule
+from sb3_softac.collect import reward_divisor
 from sb3_softac.configuration import ConfiguredAlgorithm
 from sb3_softac.update import LearnedTemperature, Temperature, TemperatureUpdate, Update, make_temperature
 
@@ -97,8 +98,14 @@ class TemperedAlgorithm(ConfiguredAlgorithm):
             )
         return float(self.target_entropy)
 
+    def _reward_divisor(self) -> float:
+        """What rewards are divided by in targets, besides their factor ``reward_scale``."""
+        if self.normalize_rewards is None or self._return_moments is None:
+            return 1.0
+        return reward_divisor(self._return_moments, self.normalize_rewards)
+
     def _set_numbers(self, update: Update) -> None:
-        update.tau, update.reward_scale = self.tau, self.reward_scale
+        update.tau, update.reward_scale = self.tau, self.reward_scale / self._reward_divisor()
         update.max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.target_entropy = float(self.target_entropy)

@@ -357,10 +357,10 @@ def _train_in_parallel(method: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(method)
     def call(self: Any) -> None:
-        if isinstance(self.model, tuple(algorithm.base for algorithm in ALGORITHMS.values())):
-            _rebind(method, SAC=type(self.model))(self)
-        else:
-            method(self)
+        ours = [algorithm for algorithm in ALGORITHMS.values() if isinstance(self.model, algorithm.base)]
+        for algorithm in ours:
+            algorithm.check_parallel(self.model)
+        (_rebind(method, SAC=type(self.model)) if ours else method)(self)
 
     return call
 

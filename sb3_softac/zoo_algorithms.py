@@ -121,6 +121,19 @@ class Algorithm:
                     f"({', '.join(OF_RL_ZOO)})."
                 )
 
+    def check_parallel(self, model: Any) -> None:
+        """``ParallelTrainCallback`` trains a copy that sees no environment, and hands its state back.
+
+        :raises ValueError: ``model`` normalises by what the environments return
+        """
+        for name, without in (("normalize_observations", False), ("normalize_rewards", None)):
+            value = getattr(model, name, without)
+            if value != without:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but it must be {without!r} with ParallelTrainCallback, which trains a copy of "
+                    "the model that sees no environment: its statistics would stand still."
+                )
+
     def check_preset(self, name: object) -> None:
         """:raises ValueError: ``name`` is no preset, or one of another algorithm"""
         if isinstance(name, str) and name in self.presets:

@@ -5,7 +5,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 
@@ -185,7 +187,7 @@ def check_gaussian_arguments(arguments: Mapping[str, Any], action_space: spaces.
     :param action_space: of the environment
     :raises ValueError: a value out of range, or options that contradict each other
     """
-    for name in ("use_sde", "use_expln", "value_network", "share_features_extractor"):
+    for name in ("use_sde", "use_expln", "value_network", "share_features_extractor", "normalize_observations"):
         check_flag(name, arguments[name])
     if isinstance(action_space, spaces.Discrete):
         unused: dict[str, Any] = {
@@ -221,6 +223,32 @@ def check_sampler_arguments(arguments: Mapping[str, Any], action_space: spaces.S
         check_count("noise_dim", arguments["noise_dim"], 1)
     check_count("kernel_particles", arguments["kernel_particles"], 1)
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
+
+
+def _why_not_normalized(space: spaces.Space[Any]) -> str | None:
+    """Why observations of a space have no mean and variance for ``normalize_observations``, or None."""
+    if not isinstance(space, spaces.Box):
+        return f"{type(space).__name__} observations are labels, which have no mean"
+    if is_image_space(space, normalized_image=True):
+        return "images are scaled by `normalize_images`"
+    if not np.issubdtype(space.dtype, np.floating):
+        return f"observations of dtype {space.dtype} may be labels: as float32 they would be quantities"
+    return None
+
+
+def normalized_shapes(space: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
+    """What ``normalize_observations`` normalises: Boxes of floats with less than three dimensions.
+
+    :param space: observation space
+    :return: their shapes, by key; that of a single Box is called "observation"
+    :raises ValueError: there are none
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+    reasons = {name: _why_not_normalized(part) for name, part in parts.items()}
+    if all(reasons.values()):
+        why = "; ".join(dict.fromkeys(filter(None, reasons.values())))
+        refuse("normalize_observations", True, f"False with the observation space {space}: {why}")
+    return {name: tuple(part.shape or ()) for name, part in parts.items() if reasons[name] is None}
 
 
 def check_policy_kwargs(

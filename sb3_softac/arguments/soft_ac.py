@@ -6,7 +6,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
+from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
 from sb3_softac.arguments.policy import DEFAULT_HEAD
 
@@ -29,8 +29,11 @@ def check_architecture(
         raise ValueError(
             "The file was saved by SB3's SAC: SoftAC.from_sb3(SAC.load(path)), or of the path itself, takes it over."
         )
-    now = {"value_network": model.value_network, "use_sde": model.use_sde, **temperature_weights(model)}
-    check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm=("use_sde", "value_network"))
+    of_algorithm = ("use_sde", "value_network", "normalize_observations")
+    now = {**{name: getattr(model, name) for name in of_algorithm}, **temperature_weights(model)}
+    if built_for is not None:
+        built_for = {"normalize_observations": False, **built_for}  # files before it do not say so
+    check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm)
     return now
 
 
@@ -124,8 +127,10 @@ def check_arguments(
         normal[name] = check_count(name, arguments[name], low)
     if arguments["target_subset"] is not None:
         normal["target_subset"] = check_count("target_subset", arguments["target_subset"], 1)
-    for name in ("value_network", "soft_n_step"):
+    for name in ("value_network", "soft_n_step", "normalize_observations"):
         check_flag(name, arguments[name])
+    if arguments["normalize_rewards"] is not None:
+        check_real("normalize_rewards", arguments["normalize_rewards"], above=0.0)
     if arguments["soft_n_step"] and normal["n_steps"] == 1:
         refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
     normal |= _check_reductions(arguments)

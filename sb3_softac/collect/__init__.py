@@ -2,9 +2,11 @@
 
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.exploration import CollectingAlgorithm
+from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.validation import (
     StoredUpTo,
     check_compatible_buffer,
+    check_normalizers,
     check_statistics,
     check_wrappers,
     close_trajectory,
@@ -17,9 +19,12 @@ __all__ = [
     "DirectActor",
     "StoredUpTo",
     "check_compatible_buffer",
+    "check_normalizers",
     "check_statistics",
     "check_wrappers",
     "close_trajectory",
     "find_non_finite",
     "make_actor",
+    "no_returns",
+    "reward_divisor",
 ]

@@ -21,7 +21,7 @@ from torch import nn
 from sb3_softac import networks
 from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
-from sb3_softac.networks import MLP, SoftPolicy
+from sb3_softac.networks import MLP, Normalized, ObservationNormalizer, SoftPolicy
 from sb3_softac.networks.preprocessing import Floats
 
 Array = npt.NDArray[Any]
@@ -48,7 +48,8 @@ class DirectActor:
         self.policy = policy
         self.actor: Any = policy.actor
         self.layers: list[nn.Module] = list(self.actor.latent_pi)
-        self._guards = ModuleGuards([self.actor])
+        self.normalizer = normalizer_of(self.actor)
+        self._guards = ModuleGuards(_roots(self.actor))
 
     @staticmethod
     def can_act(policy: SoftPolicy) -> bool:
@@ -72,8 +73,9 @@ class DirectActor:
         """
         # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only. NumPy does no matmul: its threads
         # and PyTorch's would take each other's processors while they wait for work.
-        flat = th.from_numpy(np.array(observations.reshape(len(observations), -1), dtype=np.float32, order="C"))
+        values = th.from_numpy(np.array(observations, dtype=np.float32, order="C"))
         with th.no_grad():
+            flat = (values if self.normalizer is None else self.normalizer(values)).reshape(len(values), -1)
             actions: Array = self.actor.sample_directly(flat, self._hidden, _linear, _refuse_nan_tensor).numpy()
         refuse_nan(actions)
         return actions
@@ -95,13 +97,13 @@ class CapturedActor:
     def __init__(self, policy: SoftPolicy, n_envs: int) -> None:
         self.policy = policy
         self.actor: Any = policy.actor
-        self._guards = ModuleGuards([self.actor])
+        self._guards = ModuleGuards(_roots(self.actor))
         on_gpu = policy.device.type == "cuda"
         space = policy.observation_space
         dtype = th.from_numpy(np.zeros(0, space.dtype)).dtype
         self.staging = th.zeros((n_envs, *(space.shape or ())), dtype=dtype, device="cpu", pin_memory=on_gpu)
         self.observations = self.staging.to(policy.device, copy=True)
-        self.addresses = graphs.MemoryAddresses(policy.actor.parameters())
+        self.addresses = graphs.MemoryAddresses(self._tensors())
         with th.random.fork_rng([policy.device] if on_gpu else []):  # what is built to act has not acted yet
             graphs.warm_up(policy.device, self._act)
         self.graph = graphs.CudaGraph(self._act, policy.device)
@@ -115,6 +117,11 @@ class CapturedActor:
         """Whether it still acts as ``policy`` does."""
         return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
 
+    def _tensors(self) -> list[th.Tensor]:
+        """What the graph reads besides its input."""
+        normalizer = normalizer_of(self.actor)
+        return [*self.actor.parameters(), *(() if normalizer is None else normalizer.buffers())]
+
     @th.no_grad()
     def _act(self) -> th.Tensor:
         actions: th.Tensor = self.actor.sample_on_device(self.observations)
@@ -123,7 +130,7 @@ class CapturedActor:
     def __call__(self, observations: Array) -> Array:
         """As in ``DirectActor``."""
         if not self.addresses.hold():  # the weights have been given other memory
-            self.addresses = graphs.MemoryAddresses(self.policy.actor.parameters())
+            self.addresses = graphs.MemoryAddresses(self._tensors())
             self.graph = graphs.CudaGraph(self._act, self.policy.device)
         # The last call ended with a copy to the host: nothing reads the staging any more.
         self.staging.copy_(th.from_numpy(np.array(observations, order="C")))  # a copy, as in `DirectActor`
@@ -165,12 +172,34 @@ def is_plain_mlp(policy: SoftPolicy) -> bool:
         and type(actor.latent_pi) is MLP
         and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
         and all(type(layer) is nn.Linear for layer in actor.output_layers())
-        and not torch_internals.has_hooks((policy, *actor.modules()))
-        and not any(hides_a_method(module) for module in actor.modules())
+        and not torch_internals.has_hooks((policy, *_modules(actor)))
+        and not any(map(hides_a_method, _modules(actor)))
         and type(actor.features_extractor.flatten) is nn.Flatten
-        and type(actor.preprocess) is Floats
+        and is_plain_preprocess(actor.preprocess)
         and has_own_methods(policy)
     )
+
+
+def normalizer_of(actor: Any) -> ObservationNormalizer | None:
+    """What normalises the observations of an actor, which is no part of it; None if nothing does."""
+    preprocess = getattr(actor, "preprocess", None)
+    return preprocess.normalizer if type(preprocess) is Normalized else None
+
+
+def _roots(actor: Any) -> list[nn.Module]:
+    return [module for module in (actor, normalizer_of(actor)) if module is not None]
+
+
+def _modules(actor: Any) -> list[nn.Module]:
+    """All modules that an actor samples with."""
+    return [module for root in _roots(actor) for module in root.modules()]
+
+
+def is_plain_preprocess(preprocess: Any) -> bool:
+    """Whether observations become float32, and at most normalised by us."""
+    if type(preprocess) is Normalized and type(preprocess.normalizer) is ObservationNormalizer:
+        preprocess = preprocess.preprocess
+    return type(preprocess) is Floats
 
 
 def hides_a_method(module: nn.Module) -> bool:

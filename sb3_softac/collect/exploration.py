@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect.acting import make_actor
+from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
 
 
@@ -22,6 +23,9 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     _runtime: Any
     random_steps: int | None
     compile: Any
+    #: number, mean, variance and largest magnitude of the returns, and those that run; None where nothing normalises rewards
+    _return_moments: np.ndarray[Any, Any] | None = None
+    _running_returns: np.ndarray[Any, Any] | None = None
 
     def _choose_actor(self) -> None:
         """Find the fastest way to act that samples what ``predict`` would."""
@@ -116,6 +120,30 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
                 self._refuse_non_finite("terminal observation", info["terminal_observation"])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._runtime.stored = StoredUpTo(replay_buffer, self._last_obs)
+        self._count_observations(stored_obs, dones, infos)
+        if self._return_moments is not None and self._running_returns is not None:
+            count_returns(self._return_moments, self._running_returns, stored_reward, dones, self.gamma)
+
+    def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
+        """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""
+        normalizer: Any = self.policy.normalizer
+        if normalizer is None:
+            return
+        normalizer.update(new_obs)
+        ended = (info for info, done in zip(infos, dones, strict=True) if done)
+        last: list[Any] = [info["terminal_observation"] for info in ended if info.get("terminal_observation") is not None]
+        if last and normalizer.by_key:
+            normalizer.update({name: np.stack([obs[name] for obs in last]) for name in normalizer.names})
+        elif last:
+            normalizer.update(np.stack(last))
+
+    def _begin_episodes(self) -> None:
+        """The environments have been reset: their first observations count, and returns begin at 0."""
+        normalizer: Any = self.policy.normalizer
+        if normalizer is not None:
+            normalizer.update(self._last_obs)
+        if self._return_moments is not None:
+            self._running_returns = np.zeros(self.n_envs)
 
     def _refuse_non_finite(self, cause: str, values: Any) -> None:
         """One NaN in the replay buffer ruins every network, long after its cause is gone."""

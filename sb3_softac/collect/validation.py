@@ -49,6 +49,27 @@ def check_statistics(vec_normalize: VecNormalize | None) -> None:
         )
 
 
+def check_normalizers(env: VecEnv | None, observations: bool, rewards: bool) -> None:
+    """What the model normalises must come to it as it is.
+
+    :param env: environment as the model has it, or None
+    :param observations: whether the model normalises them
+    :param rewards: likewise
+    :raises ValueError: VecNormalize does, too
+    """
+    layer: Any = env
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecNormalize):
+            for name, both in (("observations", observations and layer.norm_obs), ("rewards", rewards and layer.norm_reward)):
+                if both:
+                    theirs = "norm_obs" if name == "observations" else "norm_reward"
+                    raise ValueError(
+                        f"`normalize_{name}` is on, but VecNormalize in `env` normalises {name}, too: leave it out, or pass "
+                        f"VecNormalize(..., {theirs}=False)."
+                    )
+        layer = layer.venv
+
+
 def check_wrappers(env: VecEnv) -> None:
     """VecNormalize gives back original observations: they must have the shape of the ones that the model sees.
 

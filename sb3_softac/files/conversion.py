@@ -344,6 +344,11 @@ def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any], trusted: bool =
         )
     if ours.get("value_network"):
         raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
+    if ours.get("normalize_observations"):
+        raise ValueError(
+            "`normalize_observations` is True, but it must be False: the networks of `sac` know observations as they are. "
+            "A new model with it learns from scratch."
+        )
     arguments = sac_arguments(sac) | {"env": sac.env} | _continued_target_updates(sac, ours) | ours
     refuse_what_is_handed_over(sac, ours)
     if not str(arguments["ent_coef"]).startswith("auto"):

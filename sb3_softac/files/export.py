@@ -209,7 +209,7 @@ class _Exported(nn.Module):
             "action": self.action_rule,
             "version": version("sb3-softac"),
             "deterministic": self.deterministic,
-            "normalised": sorted(self.normalised),
+            "normalised": sorted({*self.normalised, *getattr(getattr(self.acting, "normalizer", None), "names", ())}),
             "inputs": self.input_names,
             "observation_space": describe(self.observation_space),
             "action_space": describe(self.action_space),
@@ -318,6 +318,10 @@ def write(
     check_flag("deterministic", deterministic)
     if vec_normalize is not None and not isinstance(vec_normalize, VecNormalize):
         raise ValueError(f"`vec_normalize` is a {type(vec_normalize).__name__}, but it must be None or a VecNormalize.")
+    if vec_normalize is not None and vec_normalize.norm_obs and policy.normalizer is not None:
+        raise ValueError(
+            "`vec_normalize` normalises observations, but it must be None: the policy does it by itself, and so does its file."
+        )
     if not deterministic and format == "onnx":
         raise ValueError('`deterministic` is False, but it must be True with `format="onnx"`: TorchScript files can sample.')
     if format == "onnx":

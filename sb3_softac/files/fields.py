@@ -24,7 +24,10 @@ NUMBERS = (
     *("_current_progress_remaining", "start_time", "sde_sample_freq", "target_update_interval", "policy_delay"),
     *("reward_scale", "kernel_particles", "kernel_update_ratio", "value_particles"),
 )
-FLAGS = ("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "value_network", "soft_n_step", "_automatic_replay_buffer")
+FLAGS = (
+    *("use_sde", "use_sde_at_warmup", "optimize_memory_usage", "value_network", "soft_n_step", "_automatic_replay_buffer"),
+    "normalize_observations",
+)
 #: what belongs to a process, and is in no file
 ABSENT = ("env", "eval_env", "policy", "temperature", "_runtime", "_vec_normalize_env", "_logger", "_custom_logger")
 MAPPINGS = ("policy_kwargs", "replay_buffer_kwargs")
@@ -53,6 +56,12 @@ def _is_optional(value: Any, *types: Any) -> bool:
     return value is None or isinstance(value, types)
 
 
+def _is_finite(value: Any, size: int | None = None) -> bool:
+    """Whether it is a vector of numbers, as exact as Python's."""
+    is_vector = type(value) is np.ndarray and value.dtype == np.float64 and value.ndim == 1
+    return is_vector and size in (None, len(value)) and bool(np.isfinite(value).all())
+
+
 def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
     """Attributes of the right types, that hide no method of the algorithm.
 
@@ -77,6 +86,9 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
         "_last_obs": lambda value: _is_optional(value, np.ndarray, dict),
         "_last_original_obs": lambda value: _is_optional(value, np.ndarray, dict),
         "_last_episode_starts": lambda value: _is_optional(value, np.ndarray),
+        "normalize_rewards": lambda value: value is None or _is_number(value),
+        "_return_moments": lambda value: value is None or (_is_finite(value, 4) and bool((value[[0, 2, 3]] >= 0).all())),
+        "_running_returns": lambda value: value is None or _is_finite(value),
         "_built_for": lambda value: _is_optional(value, dict),
     }
     for name, check in checks.items():

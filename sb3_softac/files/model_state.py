@@ -57,6 +57,8 @@ def check_values_of(algorithm: type[Any], values: dict[str, Any], env: VecEnv, n
     starts = values.get("_last_episode_starts")
     fits = starts is None or (starts.shape == (env.num_envs,) and starts.dtype == np.bool_)
     require(fits, "`_last_episode_starts` are none")
+    running = values.get("_running_returns")
+    require(running is None or running.shape == (env.num_envs,), "`_running_returns` are those of other environments")
     window, seed = values.get("_stats_window_size"), values.get("seed")
     require(type(window) is int and window > 0, "`_stats_window_size` is no number of episodes")
     require(seed is None or (isinstance(seed, (int, np.integer)) and 0 <= int(seed) < 1 << 63), "`seed` is none")
@@ -176,6 +178,9 @@ def _check_weights(name: str, owner: Any, state: dict[Any, Any]) -> None:
         require(given.dtype == tensor.dtype, f"`{key}` of `{name}` has another type")
         finite = bool(th.isfinite(given).all()) if key in trained else not bool(th.isnan(given).any())
         require(finite, f"`{key}` of `{name}` is not finite")
+        if key.startswith("normalizer."):
+            sound = bool(th.isfinite(given).all()) and (key.endswith("mean") or bool((given >= 0).all()))
+            require(sound, f"`{key}` of `{name}` is none of the statistics of observations")
 
 
 def _check_optimizer(name: str, optimizer: th.optim.Optimizer, state: dict[Any, Any]) -> None:

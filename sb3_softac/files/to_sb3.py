@@ -32,6 +32,8 @@ NEUTRAL: dict[str, Any] = {
     "policy_delay": 1,
     "target_update_interval": 1,
     "reward_scale": 1.0,
+    "normalize_observations": False,
+    "normalize_rewards": None,
     "max_grad_norm": None,
     "soft_n_step": False,
 }

@@ -85,6 +85,12 @@ def copy_weights(source: Any, model: Any) -> None:
         same weights
     """
     policy = model.policy
+    normalizes = getattr(source.policy, "normalize_observations", False)
+    if normalizes != policy.normalize_observations:
+        raise ValueError(
+            f"`source` does not fit this model: its normalize_observations is {normalizes}, here it is "
+            f"{policy.normalize_observations}."
+        )
     theirs: Tensors = {}
     for name, network in source.policy.named_children():
         convert: Any = stack_critics if isinstance(source, SAC) and name.startswith("critic") else dict
@@ -122,6 +128,9 @@ def warm_start(model: Any, source: Any, temperature: bool, ours: type[Any], take
             f"`ent_coef_update`={model.ent_coef_update!r} cannot start."
         )
     copy_weights(source, model)
+    moments = getattr(source, "_return_moments", None)
+    if moments is not None and model._return_moments is not None:
+        model._return_moments = moments.copy()  # the unit of the values that the critics know
     for network in model.policy.trained_networks().values():
         model.policy.add_optimizer(network, float(model.lr_schedule(1.0)))
     model.temperature = model._make_temperature().to(model.device)

@@ -6,6 +6,7 @@ from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import MLP, Encoder
 from sb3_softac.networks.ensemble import apply_layer, make_layer_norm, make_linear
 from sb3_softac.networks.heads import CriticHead, ScalarHead
+from sb3_softac.networks.normalizers import Normalized, ObservationNormalizer
 from sb3_softac.networks.policy import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.networks.samplers import BoltzmannActor, GaussianSampler, Particles, Sampler
 from sb3_softac.networks.soft_ql_policy import SoftQLCnnPolicy, SoftQLMultiInputPolicy, SoftQLPolicy
@@ -23,6 +24,8 @@ __all__ = [
     "GaussianSampler",
     "MlpPolicy",
     "MultiInputPolicy",
+    "Normalized",
+    "ObservationNormalizer",
     "Particles",
     "Sampler",
     "ScalarHead",

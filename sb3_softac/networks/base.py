@@ -1,5 +1,6 @@
 """What the policies of all algorithms have in common: critics with their targets, an actor, and an optimizer for each."""
 
+import copy
 import functools
 from typing import Any, ClassVar, TypeVar
 
@@ -12,8 +13,10 @@ from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import Encoder
 from sb3_softac.networks.heads import CriticHead, make_head
+from sb3_softac.networks.normalizers import ObservationNormalizer, attach
 
-Network = TypeVar("Network", StackedCritics, ValueNetwork)
+Network = TypeVar("Network", bound=nn.Module)
+Target = TypeVar("Target", StackedCritics, ValueNetwork)
 #: the methods that do no more than set ``training`` everywhere, in networks that are no targets
 PLAIN_TRAIN: tuple[Any, ...] = (nn.Module.train, StackedCritics.train)
 
@@ -36,6 +39,13 @@ class SoftPolicy(BasePolicy):
     init_kwargs: dict[str, Any]
     regularisation_kwargs: dict[str, Any]
     share_features_extractor: bool = False
+    normalize_observations: bool = False
+    #: statistics of the observations, one for all networks; None where these see observations as they are
+    normalizer: ObservationNormalizer | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.normalizer = None  # not of the class, which would hide the module
+        super().__init__(*args, **kwargs)
 
     def networks(self) -> tuple[nn.Module | None, ...]:
         """All networks, targets too; None for one that this policy does not have."""
@@ -76,6 +86,9 @@ class SoftPolicy(BasePolicy):
         """
         actor: nn.Module = self.make_actor()
         actor.load_state_dict(self.actor.state_dict())
+        if self.normalizer is not None:
+            actor.normalizer = copy.deepcopy(self.normalizer)  # a part of it, which goes where it goes
+            attach(actor, actor.normalizer)
         return actor
 
     def action_rule(self, deterministic: bool) -> str:
@@ -85,6 +98,17 @@ class SoftPolicy(BasePolicy):
     def make_actor(self) -> Any:
         """A new actor."""
         raise NotImplementedError
+
+    def with_normalizer(self, network: Network) -> Network:
+        """``network``, which sees normalised observations where the policy normalises them.
+
+        :raises ValueError: it cannot, or there is nothing to normalise
+        """
+        if self.normalize_observations:
+            if self.normalizer is None:
+                self.normalizer = ObservationNormalizer(self.observation_space).to(self.device)
+            attach(network, self.normalizer)
+        return network
 
     def _encoder(self, network: str, **options: Any) -> Any:
         """The class of hidden layers of actor (``"pi"``) or critics (``"qf"``), with its options."""
@@ -105,7 +129,8 @@ class SoftPolicy(BasePolicy):
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> StackedCritics:
         kwargs = {**self.critic_kwargs, **self.init_kwargs, "encoder": self._encoder("qf", **self._regularisation("qf"))}
         kwargs["head"] = make_head(self.critic_head, self.head_kwargs)
-        return StackedCritics(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+        critic = StackedCritics(**self._update_features_extractor(kwargs, features_extractor))
+        return self.with_normalizer(critic.to(self.device))
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch batch normalisation and dropout of all networks but targets. Those keep theirs."""
@@ -136,7 +161,7 @@ def _switch(network: Any, mode: bool) -> None:
             module.train(mode)
 
 
-def make_target(target: Network, online: Network) -> Network:
+def make_target(target: Target, online: Target) -> Target:
     """Make ``target`` start as a copy of ``online``."""
     target.load_state_dict(online.state_dict())
     target.become_target()

@@ -48,6 +48,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
     :param share_features_extractor: critics and value network use the actor's features extractor, which then learns from
         the actor loss only
     :param value_network: V and a target V instead of target critics; set by ``SoftAC``
+    :param normalize_observations: all networks see observations normalised by running statistics; set by ``SoftAC``
     :param target_networks: target critics, or a target V; False for an algorithm that bootstraps without them
     :param encoder: hidden layers of all networks: ``"mlp"``, a subclass of ``Encoder``, or ``dict(pi=..., qf=...)`` for
         actor, and critics and value network
@@ -93,6 +94,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         share_features_extractor: bool = False,
         *,
         value_network: bool = False,
+        normalize_observations: bool = False,
         target_networks: bool = True,
         encoder: str | type[Encoder] | dict[str, Any] = "mlp",
         critic_head: str | type[CriticHead] = "scalar",
@@ -112,6 +114,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         check_gaussian_arguments(locals(), action_space)
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
+        self.normalize_observations = normalize_observations
         self.target_networks = target_networks
         self.encoder, self.critic_head = encoder, critic_head
         self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
@@ -130,7 +133,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         }
         super().__init__(
             observation_space,
-            action_space,  # type: ignore[arg-type]  # SB3 only passes it on
+            action_space,
             lr_schedule,
             net_arch=net_arch,
             activation_fn=activation_fn,
@@ -188,14 +191,16 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor | CategoricalActor:  # type: ignore[override]  # SB3 has no discrete one
         if isinstance(self.action_space, spaces.Discrete):
             kwargs = {**self.net_args, **self.init_kwargs, "encoder": self._encoder("pi", **self._regularisation("pi"))}
-            return CategoricalActor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+            categorical = CategoricalActor(**self._update_features_extractor(kwargs, features_extractor))
+            return self.with_normalizer(categorical.to(self.device))
         kwargs = {
             **self.actor_kwargs,
             **self.log_std_kwargs,
             **self.init_kwargs,
             "encoder": self._encoder("pi", **self._regularisation("pi")),
         }
-        return Actor(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+        actor = Actor(**self._update_features_extractor(kwargs, features_extractor))
+        return self.with_normalizer(actor.to(self.device))
 
     def make_value_network(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
         kwargs = {**self.net_args, **self.init_kwargs, "share_features_extractor": self.share_features_extractor}
@@ -203,7 +208,8 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         kwargs["net_arch"] = self.critic_kwargs["net_arch"]
         if isinstance(self.net_arch, dict):
             kwargs["net_arch"] = self.net_arch.get("vf", self.net_arch["qf"])
-        return ValueNetwork(**self._update_features_extractor(kwargs, features_extractor)).to(self.device)
+        value_net = ValueNetwork(**self._update_features_extractor(kwargs, features_extractor))
+        return self.with_normalizer(value_net.to(self.device))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         actions: th.Tensor = self.actor(observation, deterministic)
@@ -218,6 +224,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             **self.regularisation_kwargs,
             "share_features_extractor": self.share_features_extractor,
             "value_network": self.value_network,
+            "normalize_observations": self.normalize_observations,
             "target_networks": self.target_networks,
             "encoder": self.encoder,
             "critic_head": self.critic_head,

@@ -28,7 +28,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_softac import SoftAC, SoftQL
 from sb3_softac.checkpoint import ExactCheckpointCallback
 from sb3_softac.files.segments import rows_of
-from tests.helpers import RandomEnv, falling_rate, parameters_of
+from tests.helpers import CountingEnv, RandomEnv, falling_rate, parameters_of
 
 Digest = dict[str, str]
 SMALL: dict[str, Any] = {
@@ -100,6 +100,7 @@ class Run:
 
 
 HINDSIGHT: dict[str, Any] = {"policy": "MultiInputPolicy"}
+NORMALIZED: dict[str, Any] = {"normalize_observations": True, "normalize_rewards": 5.0}
 COMPACT: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
 RUNS: dict[str, Run] = {
     "pendulum": Run(lambda: several("Pendulum-v1")),
@@ -132,6 +133,14 @@ RUNS: dict[str, Run] = {
         **HINDSIGHT,
     ),
     "normalized": Run(lambda: normalized("Pendulum-v1", 2)),
+    "normalized inside": Run(lambda: several("Pendulum-v1"), NORMALIZED),
+    "normalized inside 3": Run(lambda: several(RandomEnv, 3), {**NORMALIZED, "n_steps": 3, "value_network": True}),
+    "normalized goals": Run(
+        lambda: several(CountingEnv, 2, length=7, goals=True),
+        {**NORMALIZED, "replay_buffer_class": HerReplayBuffer},
+        **HINDSIGHT,
+    ),
+    "normalized compiled": Run(lambda: several("CartPole-v1"), {**NORMALIZED, "compile": True}),
     "stacked": Run(lambda: VecFrameStack(several("Pendulum-v1", 2), 3)),
     "normalized stack": Run(lambda: VecNormalize(VecFrameStack(several("CartPole-v1", 2), 2))),
     "compact": Run(lambda: several("Pendulum-v1"), COMPACT),
@@ -274,6 +283,7 @@ class Trained:
         yield "python", random.getstate()
         yield "numpy", np.random.get_state(legacy=False)  # noqa: NPY002  # the one that SB3 draws from
         yield "torch", th.get_rng_state()
+        yield "returns inside", (model._return_moments, model._running_returns)
         normalize = model.get_vec_normalize_env()
         if normalize is not None:
             for rms in (normalize.obs_rms, normalize.ret_rms):

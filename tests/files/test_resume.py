@@ -23,7 +23,7 @@ from tests.files.resume_runs import RUNS, Digest, Stop, Stopped, Trained, checks
 from tests.helpers import RandomEnv, assert_same_parameters, needs_compiler, parameters_of, quick_model
 
 NAMES = [
-    pytest.param(name, marks=needs_compiler) if name == "compiled" else name for name in RUNS if not name.startswith("killed")
+    pytest.param(name, marks=needs_compiler) if "compiled" in name else name for name in RUNS if not name.startswith("killed")
 ]
 #: some versions of Python say that forks are dangerous where there are threads; here are none that do anything
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
