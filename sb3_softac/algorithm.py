@@ -23,7 +23,7 @@ from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
 from sb3_softac.replay import Batch, BlockSampler
-from sb3_softac.schedules import check_rate
+from sb3_softac.schedules import check_rate, value_at
 from sb3_softac.temperature_options import TemperedAlgorithm
 from sb3_softac.update import LearnedTemperature, Update
 
@@ -197,10 +197,10 @@ class SoftAlgorithm(TemperedAlgorithm):
     def _update_schedules(self) -> None:
         """Move learning rates and a scheduled temperature to the current progress, and log the learning rates."""
         # The last rollout may run past the planned end, where a linear learning rate would turn negative.
-        progress = max(self._current_progress_remaining, 0.0)
-        common, own = self.lr_schedule(progress), self._own_learning_rates()
+        progress, done = max(self._current_progress_remaining, 0.0), self.num_timesteps
+        common, own = value_at(self.lr_schedule, progress, done), self._own_learning_rates()
         self.logger.record("train/learning_rate", common)
-        values = {owner: schedule(progress) for owner, schedule in own.items()}
+        values = {owner: value_at(schedule, progress, done) for owner, schedule in own.items()}
         for owner, value in values.items():
             self.logger.record(f"train/{owner}_learning_rate", value)
         for owner, network in self.policy.trained_networks().items():
@@ -208,7 +208,7 @@ class SoftAlgorithm(TemperedAlgorithm):
             update_learning_rate(network.optimizer, check_rate(name, values.get(owner, common)))
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.schedule = own.get("ent_coef", self.lr_schedule)
-        self.temperature.set_progress(progress)
+        self.temperature.set_progress(progress, done)
 
     def _record(self, steps: list[Metrics]) -> None:
         """Hand the metrics of one ``train()`` to the logger.

@@ -39,7 +39,8 @@ class SoftAC(SoftAlgorithm):
     Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
     same names, order and defaults; the keyword-only ones are ours. Learning rates are numbers, callables of the remaining
     progress (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``,
-    ``"cos_3e-4_1.5e-4"``, and ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch.
+    ``"cos_3e-4_1.5e-4"``, and ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch. ``"warm_1000_"`` before any of them
+    lets the rate rise linearly from 0 over the first 1000 environment steps: ``"warm_1000_cos_3e-4_1.5e-4"``.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
     :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box`` or ``Discrete``

@@ -11,6 +11,7 @@ from stable_baselines3.sac import policies as sb3_policies
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, is_learned
 from sb3_softac.files.conversion import copy_optimizer, hand_over, load_state, unstack_critics
 from sb3_softac.networks import CnnPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.schedules import warm_up_of
 from sb3_softac.update import LogTemperature
 
 POLICIES: dict[type[SoftACPolicy], type[sb3_policies.SACPolicy]] = {
@@ -77,6 +78,8 @@ def obstacles(model: Any) -> list[str]:
         found.append(f"`ent_coef_update` is {model.ent_coef_update!r} and would have to be 'log'")
     if not is_learned(model.ent_coef) and model.temperature.schedule(1.0) != model.temperature.schedule(0.0):
         found.append(f"`ent_coef` is {model.ent_coef!r} and would have to be a number or learned")
+    if warm_up_of(model.lr_schedule) is not None:
+        found.append(f"`learning_rate` is {model.learning_rate!r} and would have to be without a warm-up")
     if model.random_steps not in (None, model.learning_starts):
         found.append(f"`random_steps` is {model.random_steps} and would have to be `learning_starts`={model.learning_starts}")
     return found
