@@ -9,6 +9,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.sac import policies as sb3_policies
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, is_learned
+from sb3_softac.arguments.policy import is_for_each
 from sb3_softac.files.conversion import copy_optimizer, hand_over, load_state, unstack_critics
 from sb3_softac.networks import CnnPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.schedules import warm_up_of
@@ -70,6 +71,10 @@ def obstacles(model: Any) -> list[str]:
         value = model.policy_kwargs.get(name, neutral)
         if (tuple(value) if isinstance(value, list) else value) != neutral:
             found.append(f"`policy_kwargs[{name!r}]` is {value!r} and would have to be {neutral!r}")
+    for name in ("optimizer_class", "optimizer_kwargs"):
+        if is_for_each(model.policy_kwargs.get(name)):
+            value = model.policy_kwargs[name]
+            found.append(f"`policy_kwargs[{name!r}]` is {value!r} and would have to be the same for all networks")
     if type(model.policy) not in POLICIES:
         found.append(f"`policy` is {type(model.policy).__name__}, which SB3 does not have")
     if not isinstance(model.action_space, spaces.Box):
