@@ -2,7 +2,7 @@
 
 import operator
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from stable_baselines3.common.base_class import maybe_make_env
@@ -78,6 +78,9 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     # And those that not every algorithm has.
     soft_n_step: bool = False
     policy_delay: int = 1
+    resets: int | Sequence[int] | None = None
+    #: how many there have been
+    _n_resets: int = 0
     compile: Compile
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
@@ -93,6 +94,10 @@ class SoftAC(SoftAlgorithm):
     :param ent_coef_learning_rate: learning rate of a learned α; None for ``learning_rate``
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
     :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
+    :param resets: after how many gradient steps, counted over the whole training, networks (features extractors too), targets
+        and optimizers start again, and a learned α at its initial value: increasing numbers, or n for every n-th. It happens
+        when exactly n updates have been done, before update n + 1. New weights come from PyTorch's present random generator.
+        Replay buffer, counters, schedules and frozen parameters stay (2205.07802; BRO, 2405.16158)
     :param target_entropy_scale: the automatic H̄ of ``Discrete`` actions as a fraction of log|A|, the entropy of the uniform
         policy, in [0, 1); ``Box`` actions have −A at any scale
     :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
@@ -164,6 +169,7 @@ class SoftAC(SoftAlgorithm):
         ent_coef_learning_rate: LearningRate | None = None,
         random_steps: int | None = None,
         policy_delay: int = 1,
+        resets: int | Sequence[int] | None = None,
         soft_n_step: bool = False,
         reward_scale: float = 1.0,
         max_grad_norm: float | None = None,
@@ -188,6 +194,7 @@ class SoftAC(SoftAlgorithm):
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.random_steps = random_steps
         self.policy_delay = policy_delay
+        self.resets = resets
         self.soft_n_step = soft_n_step
         self.reward_scale = reward_scale
         self.max_grad_norm = max_grad_norm

@@ -1,9 +1,11 @@
 """Checks of the options of ``SoftAC``."""
 
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, refuse, refuse_for_discrete_actions
@@ -102,6 +104,19 @@ def warn_of_joint_bootstrap(bootstrap: str, normalises_batches: bool) -> None:
         )
 
 
+def _check_resets(resets: Any) -> int | tuple[int, ...] | None:
+    """``resets`` in normal form: None, an int or a tuple of ints."""
+    if resets is None:
+        return None
+    if not isinstance(resets, Sequence | np.ndarray) or isinstance(resets, str | bytes) or np.ndim(resets) == 0:
+        return check_count("resets", resets, 1)
+    steps = tuple(check_count("resets", step, 1) for step in resets)
+    if not steps or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        allowed = "None, a number n for every n-th gradient step, or increasing numbers of gradient steps, at least one"
+        refuse("resets", resets, allowed)
+    return steps
+
+
 def check_arguments(
     arguments: Mapping[str, Any],
     observation_space: spaces.Space[Any],
@@ -124,6 +139,7 @@ def check_arguments(
         normal[name] = check_count(name, arguments[name], low)
     if arguments["target_subset"] is not None:
         normal["target_subset"] = check_count("target_subset", arguments["target_subset"], 1)
+    normal["resets"] = _check_resets(arguments["resets"])
     for name in ("value_network", "soft_n_step"):
         check_flag(name, arguments[name])
     if arguments["soft_n_step"] and normal["n_steps"] == 1:

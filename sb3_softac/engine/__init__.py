@@ -7,6 +7,7 @@ from sb3_softac.engine.engine import Compile, Engine, Metrics, UpdateFlags, miss
 from sb3_softac.engine.graphs import AsyncMetrics
 from sb3_softac.engine.guards import ModuleGuards
 from sb3_softac.engine.optimizers import OptimizerStep
+from sb3_softac.engine.optimizers import restart as restart_optimizer
 
 __all__ = [
     "AsyncMetrics",
@@ -17,5 +18,6 @@ __all__ = [
     "OptimizerStep",
     "UpdateFlags",
     "missing_for_compilation",
+    "restart_optimizer",
     "why_only_eager",
 ]

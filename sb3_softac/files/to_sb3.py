@@ -36,6 +36,7 @@ NEUTRAL: dict[str, Any] = {
     "reward_scale": 1.0,
     "max_grad_norm": None,
     "soft_n_step": False,
+    "resets": None,
 }
 NEUTRAL_POLICY: dict[str, Any] = {
     "encoder": "mlp",

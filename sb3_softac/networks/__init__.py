@@ -7,6 +7,7 @@ from sb3_softac.networks.encoders import MLP, Encoder
 from sb3_softac.networks.ensemble import apply_layer, make_layer_norm, make_linear
 from sb3_softac.networks.heads import CriticHead, ScalarHead
 from sb3_softac.networks.policy import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.networks.restart import restart_networks
 from sb3_softac.networks.samplers import BoltzmannActor, GaussianSampler, Particles, Sampler
 from sb3_softac.networks.soft_ql_policy import SoftQLCnnPolicy, SoftQLMultiInputPolicy, SoftQLPolicy
 
@@ -36,4 +37,5 @@ __all__ = [
     "apply_layer",
     "make_layer_norm",
     "make_linear",
+    "restart_networks",
 ]

@@ -273,8 +273,11 @@ def _round_down(value: float) -> float:
     return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(0.0)))
 
 
-def _initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
-    """The x of "auto_x", 1 for "auto"."""
+def initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
+    """The x of "auto_x", 1 for "auto".
+
+    :raises ValueError: none that α can start from
+    """
     prefix, _, text = ent_coef.partition("_")
     try:
         initial = 1.0 if ent_coef == "auto" else float(text)
@@ -320,7 +323,7 @@ def make_temperature(
                 "0 at the start would let the policy explore least when it knows nothing."
             )
         return FixedTemperature(fixed)
-    initial = _initial_value(ent_coef, update)
+    initial = initial_value(ent_coef, update)
     if maximum is not None and initial > maximum and clip_initial:
         initial = maximum
     if maximum is not None and initial > maximum:
