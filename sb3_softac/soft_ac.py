@@ -15,7 +15,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
-from sb3_softac.arguments.soft_ac import check_architecture, check_arguments, warn_of_joint_bootstrap
+from sb3_softac.arguments.soft_ac import (
+    check_architecture,
+    check_arguments,
+    warn_of_joint_bootstrap,
+    warn_of_many_updates,
+)
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile
 from sb3_softac.files import conversion, to_sb3, warm_start
@@ -245,6 +250,8 @@ class SoftAC(SoftAlgorithm):
             self.policy_kwargs = {**self.policy_kwargs, "target_networks": False}
         super()._setup_model()
         warn_of_joint_bootstrap(self.bootstrap, bool(batch_norm_layers(self.critic)))
+        if not self._runtime.set_up.weights_follow:  # of a new model
+            warn_of_many_updates(self._options(), self.n_envs)
         self._check_target_subset()
 
     def _check_target_subset(self) -> None:

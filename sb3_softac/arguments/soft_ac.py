@@ -12,6 +12,8 @@ from sb3_softac.arguments.checks import check_choice, check_count, check_flag, r
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
 from sb3_softac.arguments.policy import DEFAULT_HEAD
 
+#: updates per environment step up to which plain critics are safe
+MOST_UPDATES = 4
 #: as in sb3-contrib's TQC
 DEFAULT_DROPPED = 2
 
@@ -100,6 +102,40 @@ def warn_of_joint_bootstrap(bootstrap: str, normalises_batches: bool) -> None:
         warnings.warn(
             f"`bootstrap` is {bootstrap!r} without batch normalisation in the critics, and such critics often diverge: "
             "policy_kwargs={'normalization': 'batch_renorm'} helps.",
+            stacklevel=4,
+        )
+
+
+def updates_per_step(gradient_steps: int, frequency: int, unit: str, n_envs: int) -> float | None:
+    """Gradient steps per environment step; None where that depends on the length of episodes."""
+    if gradient_steps < 0:
+        return 1.0
+    return gradient_steps / (frequency * n_envs) if unit == "step" else None
+
+
+def warn_of_many_updates(arguments: Mapping[str, Any], n_envs: int) -> None:
+    """Plain critics that learn much from little data overestimate what they have not seen (2205.07802).
+
+    Layer or batch normalisation, encoders that have it, resets, and an ensemble with ``target_subset`` (REDQ, 2101.05982) hold
+    them back.
+
+    :param arguments: argument values by name, in normal form
+    :param n_envs: number of environments
+    """
+    frequency, unit = arguments["train_freq"]
+    ratio = updates_per_step(arguments["gradient_steps"], frequency, getattr(unit, "value", unit), n_envs)
+    policy_kwargs = arguments["policy_kwargs"] or {}
+    normalization, encoder = policy_kwargs.get("normalization"), policy_kwargs.get("encoder", "mlp")
+    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
+    hidden = encoder.get("qf", "mlp") if isinstance(encoder, Mapping) else encoder
+    held_back = of_critics is not None or policy_kwargs.get("layer_norm") or hidden != "mlp"
+    if ratio is None or ratio <= MOST_UPDATES or held_back:
+        return
+    if arguments["resets"] is None and arguments["target_subset"] is None:
+        warnings.warn(
+            f"`gradient_steps`={arguments['gradient_steps']} are {ratio:g} updates per environment step, and from about "
+            f"{MOST_UPDATES} on critics without normalisation often overestimate and stop learning: policy_kwargs="
+            "{'layer_norm': True} or `resets` helps, and so does an ensemble with `target_subset`.",
             stacklevel=4,
         )
 
