@@ -315,6 +315,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         self._setup_lr_schedule()
         if "gamma" in changed and self.replay_buffer is not None:
             self._match_returns(self.replay_buffer)
+        if "noise_repeat" in changed:
+            self._forget_noise()
         if "compile" in changed:
             self._refuse_impossible_compilation()
             self._runtime.engine.decided = False

@@ -98,6 +98,10 @@ class SoftAC(SoftAlgorithm):
     :param value_learning_rate: learning rate of the value network; None for ``learning_rate``
     :param ent_coef_learning_rate: learning rate of a learned α; None for ``learning_rate``
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
+    :param noise_repeat: keep the noise ε of an action tanh(μ(s) + σ(s)·ε) for n steps, n at most this number, drawn from the
+        zeta distribution with exponent 2; each environment by itself, with new noise where an episode begins (FlashSAC, 2026).
+        Random steps at the start and ``action_noise``, which is added, are as without it; gSDE and ``Discrete`` actions have
+        no such noise
     :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
     :param resets: after how many gradient steps, counted over the whole training, networks (features extractors too), targets
         and optimizers start again, and a learned α at its initial value: increasing numbers, or n for every n-th. It happens
@@ -173,6 +177,7 @@ class SoftAC(SoftAlgorithm):
         value_learning_rate: LearningRate | None = None,
         ent_coef_learning_rate: LearningRate | None = None,
         random_steps: int | None = None,
+        noise_repeat: int | None = None,
         policy_delay: int = 1,
         resets: int | Sequence[int] | None = None,
         soft_n_step: bool = False,
@@ -198,6 +203,7 @@ class SoftAC(SoftAlgorithm):
         self.value_learning_rate = value_learning_rate
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.random_steps = random_steps
+        self.noise_repeat = noise_repeat
         self.policy_delay = policy_delay
         self.resets = resets
         self.soft_n_step = soft_n_step

@@ -42,6 +42,9 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
     for name in ("use_sde", "use_sde_at_warmup"):
         check_flag(name, arguments[name])
     if arguments["use_sde"]:
+        if arguments["noise_repeat"] is not None:
+            kept = "None with `use_sde=True`, whose noise matrix is kept for `sde_sample_freq` steps"
+            refuse("noise_repeat", arguments["noise_repeat"], kept)
         if arguments["use_sde_at_warmup"] and arguments["random_steps"] not in (None, 0):
             refuse("random_steps", arguments["random_steps"], "None or 0 with `use_sde_at_warmup=True`, which replaces them")
         return
@@ -173,6 +176,8 @@ def check_arguments(
     normal = check_common_options(arguments, observation_space, n_envs, weights_follow)
     for name, low in (("policy_delay", 1), ("sde_sample_freq", -1)):
         normal[name] = check_count(name, arguments[name], low)
+    if arguments["noise_repeat"] is not None:
+        normal["noise_repeat"] = check_count("noise_repeat", arguments["noise_repeat"], 1)
     if arguments["target_subset"] is not None:
         normal["target_subset"] = check_count("target_subset", arguments["target_subset"], 1)
     normal["resets"] = _check_resets(arguments["resets"])
@@ -187,7 +192,7 @@ def check_arguments(
     if not arguments["value_network"] and arguments["value_learning_rate"] is not None:
         refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
     if isinstance(action_space, spaces.Discrete):
-        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False}
+        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False, "noise_repeat": None}
         refuse_for_discrete_actions(arguments, unused)
     _check_exploration(arguments)
     return normal

@@ -77,6 +77,8 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
         "_last_obs": lambda value: _is_optional(value, np.ndarray, dict),
         "_last_original_obs": lambda value: _is_optional(value, np.ndarray, dict),
         "_last_episode_starts": lambda value: _is_optional(value, np.ndarray),
+        "_kept_noise": lambda value: _is_optional(value, np.ndarray),
+        "_kept_steps": lambda value: _is_optional(value, np.ndarray),
         "_built_for": lambda value: _is_optional(value, dict),
     }
     for name, check in checks.items():

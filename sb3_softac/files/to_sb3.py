@@ -37,6 +37,7 @@ NEUTRAL: dict[str, Any] = {
     "max_grad_norm": None,
     "soft_n_step": False,
     "resets": None,
+    "noise_repeat": None,
 }
 NEUTRAL_POLICY: dict[str, Any] = {
     "encoder": "mlp",
