@@ -5,7 +5,7 @@ from importlib.metadata import version
 from sb3_softac import presets
 from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
 from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, SoftQLPolicy
-from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule
+from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule, WarmUpSchedule
 from sb3_softac.soft_ac import SoftAC
 from sb3_softac.soft_ql import SoftQL
 
@@ -23,6 +23,7 @@ __all__ = [
     "StaircaseSchedule",
     "TrainingDivergedError",
     "UntrustedFileError",
+    "WarmUpSchedule",
     "__version__",
     "presets",
 ]

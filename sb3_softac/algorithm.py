@@ -19,13 +19,14 @@ from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
 from sb3_softac.collect import check_statistics
-from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags
+from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
+from sb3_softac.networks import restart_networks
 from sb3_softac.replay import Batch, BlockSampler
-from sb3_softac.schedules import check_rate
+from sb3_softac.schedules import check_rate, value_at
 from sb3_softac.temperature_options import TemperedAlgorithm
-from sb3_softac.update import LearnedTemperature, Update
+from sb3_softac.update import LearnedTemperature, Update, initial_value
 
 LearningRate = float | str | Schedule
 #: share of a categorical critic's targets outside of its range from which on a warning says so
@@ -144,6 +145,8 @@ class SoftAlgorithm(TemperedAlgorithm):
             engine.prepare(update)
         steps = []
         for batch in self._batches(gradient_steps, batch_size):
+            if self.resets is not None and self._reset_is_due(self.resets):
+                self._start_again()
             self._n_updates += 1
             flags = UpdateFlags(
                 actor=self._n_updates % self.policy_delay == 0, targets=self._n_updates % self.target_update_interval == 0
@@ -157,6 +160,26 @@ class SoftAlgorithm(TemperedAlgorithm):
             divisor = self._reward_divisor()
             update.reward_scale = self.reward_scale / divisor
             self.logger.record("train/reward_divisor", divisor)
+
+    def _reset_is_due(self, resets: Any) -> bool:
+        """Whether exactly so many gradient steps are done as ``resets`` says."""
+        done = self._n_updates
+        return done > 0 and (done in resets if isinstance(resets, tuple) else done % resets == 0)
+
+    def _start_again(self) -> None:
+        """New networks and targets, optimizers without a state, and a learned α where it began; all else goes on."""
+        fresh: Any = self.policy_class
+        arguments = self.observation_space, self.action_space, self.lr_schedule
+        restart_networks(self.policy, fresh(*arguments, **self.policy_kwargs))
+        for network in self.policy.trained_networks().values():
+            restart_optimizer(network.optimizer)
+        temperature = self.temperature
+        if isinstance(temperature, LearnedTemperature) and any(p.requires_grad for p in temperature.parameters()):
+            temperature.set_value(initial_value(str(self.ent_coef), self.ent_coef_update))
+            restart_optimizer(temperature.optimizer)
+        self._n_resets += 1
+        if self.verbose >= 1:
+            print(f"Reset {self._n_resets} after {self._n_updates:,} gradient steps: networks and optimizers start again")
 
     def _decide(self, engine: Engine, update: Update) -> None:
         way = engine.decide(update, self.compile, self._planned_gradient_steps())
@@ -209,10 +232,10 @@ class SoftAlgorithm(TemperedAlgorithm):
     def _update_schedules(self) -> None:
         """Move learning rates and a scheduled temperature to the current progress, and log the learning rates."""
         # The last rollout may run past the planned end, where a linear learning rate would turn negative.
-        progress = max(self._current_progress_remaining, 0.0)
-        common, own = self.lr_schedule(progress), self._own_learning_rates()
+        progress, done = max(self._current_progress_remaining, 0.0), self.num_timesteps
+        common, own = value_at(self.lr_schedule, progress, done), self._own_learning_rates()
         self.logger.record("train/learning_rate", common)
-        values = {owner: schedule(progress) for owner, schedule in own.items()}
+        values = {owner: value_at(schedule, progress, done) for owner, schedule in own.items()}
         for owner, value in values.items():
             self.logger.record(f"train/{owner}_learning_rate", value)
         for owner, network in self.policy.trained_networks().items():
@@ -220,7 +243,7 @@ class SoftAlgorithm(TemperedAlgorithm):
             update_learning_rate(network.optimizer, check_rate(name, values.get(owner, common)))
         if isinstance(self.temperature, LearnedTemperature):
             self.temperature.schedule = own.get("ent_coef", self.lr_schedule)
-        self.temperature.set_progress(progress)
+        self.temperature.set_progress(progress, done)
 
     def _record(self, steps: list[Metrics]) -> None:
         """Hand the metrics of one ``train()`` to the logger.
@@ -265,6 +288,8 @@ class SoftAlgorithm(TemperedAlgorithm):
         if isinstance(self.temperature, LearnedTemperature):
             self.logger.record("train/target_entropy", self.temperature.target_entropy)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.resets is not None:
+            self.logger.record("train/n_resets", self._n_resets)
 
     def _warn_of_clipped_targets(self, share: float) -> None:
         """A categorical critic cannot learn a return that it does not know."""

@@ -2,7 +2,7 @@
 
 import operator
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -84,6 +84,9 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     precision: Precision
     normalize_observations: bool = False
     normalize_rewards: float | None = None
+    resets: int | Sequence[int] | None = None
+    #: how many there have been
+    _n_resets: int = 0
     compile: Compile
 
     def __init__(
@@ -352,6 +355,8 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             self._match_returns(self.replay_buffer)
         if "precision" in changed:
             self._refuse_impossible_precision()
+        if "noise_repeat" in changed:
+            self._forget_noise()
         if "compile" in changed:
             self._refuse_impossible_compilation()
             self._runtime.engine.decided = False

@@ -55,6 +55,8 @@ class Runtime:
     unread_metrics: list[tuple[tuple[str, ...], AsyncMetrics, int]] = field(default_factory=list)
     #: what samples actions instead of ``predict``, while ``learn`` runs
     actor: DirectActor | CapturedActor | None = None
+    #: the ``noise_repeat`` for which it was made
+    noise_repeat: int | None = None
     #: where the replay buffer ends
     stored: StoredUpTo = field(default_factory=lambda: StoredUpTo(None, None))
     #: whether logs were written since ``learn`` was called

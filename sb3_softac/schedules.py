@@ -1,6 +1,7 @@
 """Schedules of learning rates and temperatures: picklable callables, and the strings that stand for them.
 
-A schedule maps the progress that remains (1 at the start of ``learn()``, 0 at its end) to a value, as everywhere in SB3.
+A schedule maps the progress that remains (1 at the start of ``learn()``, 0 at its end) to a value, as everywhere in SB3. A
+warm-up is counted in environment steps instead: :func:`value_at` tells it their number.
 """
 
 import math
@@ -13,7 +14,8 @@ from sb3_softac.arguments import check_count
 
 GRAMMAR = (
     '"3e-4" (constant), "lin_3e-4" (linear to 0), "lin_3e-4_1e-10" (linear), "exp_3e-4_1e-10" (exponential), '
-    '"cos_3e-4_1.5e-4" (cosine), "lin_3e-4_1e-10_100", "exp_..._100" or "cos_..._100" (the same in 100 steps)'
+    '"cos_3e-4_1.5e-4" (cosine), "lin_3e-4_1e-10_100", "exp_..._100" or "cos_..._100" (the same in 100 steps), or one of '
+    'these after "warm_1000_" (linear from 0 over the first 1000 environment steps)'
 )
 
 
@@ -64,7 +66,7 @@ class StaircaseSchedule:
     """
 
     def __init__(self, schedule: Schedule, n_stairs: int) -> None:
-        self.schedule = schedule
+        self.schedule = _without_warm_up("schedule", schedule)
         self.n_stairs = check_count("n_stairs", n_stairs, 2)
 
     def __call__(self, progress_remaining: float) -> float:
@@ -76,7 +78,76 @@ class StaircaseSchedule:
         return f"StaircaseSchedule({self.schedule!r}, n_stairs={self.n_stairs})"
 
 
+class WarmUpSchedule:
+    """A learning rate that rises linearly over the first environment steps to what another schedule says.
+
+    After t steps it is min(1, t/n) times the other: exactly 0 at t = 0, when nothing is trained, and 1/n of it after the first
+    step. Steps are those of ``model.num_timesteps``, of all environments together, with the steps before the first update. A
+    ``learn()`` that counts them again, as it does by default, warms up again.
+
+    :param schedule: the schedule that follows; it runs from the start of training
+    :param n_steps: n, steps of the warm-up, at least 1
+    :raises ValueError: ``n_steps`` out of range, or ``schedule`` has a warm-up itself
+    """
+
+    def __init__(self, schedule: Schedule, n_steps: int) -> None:
+        self.schedule = _without_warm_up("schedule", schedule)
+        self.n_steps = check_count("n_steps", n_steps, 1)
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The value without a warm-up: that of the other schedule."""
+        return float(self.schedule(progress_remaining))
+
+    def at(self, progress_remaining: float, num_timesteps: float) -> float:
+        """The value after ``num_timesteps`` environment steps."""
+        return min(1.0, num_timesteps / self.n_steps) * self(progress_remaining)
+
+    def __repr__(self) -> str:
+        return f"WarmUpSchedule({self.schedule!r}, n_steps={self.n_steps})"
+
+
+def warm_up_of(schedule: Schedule) -> WarmUpSchedule | None:
+    """The warm-up that a schedule begins with, or None."""
+    if isinstance(schedule, FloatSchedule):
+        schedule = schedule.value_schedule
+    return schedule if isinstance(schedule, WarmUpSchedule) else None
+
+
+def value_at(schedule: Schedule, progress_remaining: float, num_timesteps: float) -> float:
+    """The value of any schedule.
+
+    :param schedule: one with or without a warm-up
+    :param progress_remaining: from 1 to 0
+    :param num_timesteps: environment steps so far
+    """
+    warm_up = warm_up_of(schedule)
+    return schedule(progress_remaining) if warm_up is None else warm_up.at(progress_remaining, num_timesteps)
+
+
+def _without_warm_up(name: str, schedule: Schedule) -> Schedule:
+    if warm_up_of(schedule) is not None:
+        raise ValueError(
+            f"`{name}` is {schedule!r}, but it must be without a warm-up: a `WarmUpSchedule` is around all others."
+        )
+    return schedule
+
+
+def _parse_warm_up(name: str, text: str) -> Schedule:
+    _, length, rest = (*text.split("_", 2), "", "")[:3]
+    try:
+        n_steps = float(length)
+    except ValueError:
+        n_steps = math.nan
+    if not (rest and not rest.startswith("warm_") and n_steps >= 1.0 and n_steps.is_integer()):
+        raise ValueError(
+            f"`{name}` is {text!r}, which is no schedule: allowed are {GRAMMAR}, where a warm-up takes at least 1 step."
+        )
+    return WarmUpSchedule(_parse_string(name, rest), int(n_steps))
+
+
 def _parse_string(name: str, text: str) -> Schedule:
+    if text.startswith("warm_"):
+        return _parse_warm_up(name, text)
     kind, *fields = text.split("_") if "_" in text else ("", text)
     try:
         values = [float(field) for field in fields]

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch as th
@@ -14,7 +15,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
-from sb3_softac.arguments.soft_ac import check_architecture, check_arguments, warn_of_joint_bootstrap
+from sb3_softac.arguments.soft_ac import (
+    check_architecture,
+    check_arguments,
+    warn_of_joint_bootstrap,
+    warn_of_many_updates,
+)
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile, Precision
 from sb3_softac.files import conversion, to_sb3, warm_start
@@ -39,7 +45,8 @@ class SoftAC(SoftAlgorithm):
     Equations, sources and option names: docs/algorithm.md. The positional arguments are those of SB3's ``SAC``, with the
     same names, order and defaults; the keyword-only ones are ours. Learning rates are numbers, callables of the remaining
     progress (1 to 0) or strings: ``"3e-4"``, ``"lin_3e-4"`` (to 0), ``"lin_3e-4_1e-10"``, ``"exp_3e-4_1e-10"``,
-    ``"cos_3e-4_1.5e-4"``, and ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch.
+    ``"cos_3e-4_1.5e-4"``, and ``"lin_3e-4_1e-10_100"`` to decay in 100 steps, by epoch. ``"warm_1000_"`` before any of them
+    lets the rate rise linearly from 0 over the first 1000 environment steps: ``"warm_1000_cos_3e-4_1.5e-4"``.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of ``SoftACPolicy``
     :param env: environment to learn from, or its registered name; its actions must be a bounded ``Box`` or ``Discrete``
@@ -92,7 +99,15 @@ class SoftAC(SoftAlgorithm):
     :param value_learning_rate: learning rate of the value network; None for ``learning_rate``
     :param ent_coef_learning_rate: learning rate of a learned α; None for ``learning_rate``
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
+    :param noise_repeat: keep the noise ε of an action tanh(μ(s) + σ(s)·ε) for n steps, n at most this number, drawn from the
+        zeta distribution with exponent 2; each environment by itself, with new noise where an episode begins (FlashSAC, 2026).
+        Random steps at the start and ``action_noise``, which is added, are as without it; gSDE and ``Discrete`` actions have
+        no such noise
     :param policy_delay: gradient steps per update of actor and temperature, counted over the whole training
+    :param resets: after how many gradient steps, counted over the whole training, networks (features extractors too), targets
+        and optimizers start again, and a learned α at its initial value: increasing numbers, or n for every n-th. It happens
+        when exactly n updates have been done, before update n + 1. New weights come from PyTorch's present random generator.
+        Replay buffer, counters, schedules and frozen parameters stay (2205.07802; BRO, 2405.16158)
     :param target_entropy_scale: the automatic H̄ of ``Discrete`` actions as a fraction of log|A|, the entropy of the uniform
         policy, in [0, 1); ``Box`` actions have −A at any scale
     :param soft_n_step: with ``n_steps`` above 1: count the entropies of the states inside the return, too
@@ -171,7 +186,9 @@ class SoftAC(SoftAlgorithm):
         value_learning_rate: LearningRate | None = None,
         ent_coef_learning_rate: LearningRate | None = None,
         random_steps: int | None = None,
+        noise_repeat: int | None = None,
         policy_delay: int = 1,
+        resets: int | Sequence[int] | None = None,
         soft_n_step: bool = False,
         reward_scale: float = 1.0,
         normalize_observations: bool = False,
@@ -198,7 +215,9 @@ class SoftAC(SoftAlgorithm):
         self.value_learning_rate = value_learning_rate
         self.ent_coef_learning_rate = ent_coef_learning_rate
         self.random_steps = random_steps
+        self.noise_repeat = noise_repeat
         self.policy_delay = policy_delay
+        self.resets = resets
         self.soft_n_step = soft_n_step
         self.reward_scale = reward_scale
         self.normalize_observations = normalize_observations
@@ -252,6 +271,8 @@ class SoftAC(SoftAlgorithm):
             self.policy_kwargs = {**self.policy_kwargs, "target_networks": False}
         super()._setup_model()
         warn_of_joint_bootstrap(self.bootstrap, bool(batch_norm_layers(self.critic)))
+        if not self._runtime.set_up.weights_follow:  # of a new model
+            warn_of_many_updates(self._options(), self.n_envs)
         self._check_target_subset()
 
     def _check_target_subset(self) -> None:

@@ -46,7 +46,8 @@ class SoftQL(SoftAlgorithm):
     Discrete actions need no sampler: everything is an exact sum. Equations, sources and option names: docs/algorithm.md.
 
     The positional arguments are those of SB3's ``SAC`` in the same order, but for gSDE, which has no meaning here; the
-    keyword-only ones are ours. Learning rates are what ``SoftAC`` takes.
+    keyword-only ones are ours. Learning rates are what ``SoftAC`` takes, from ``"3e-4"`` to
+    ``"warm_1000_cos_3e-4_1.5e-4"``.
 
     ``predict(deterministic=True)`` takes, of ``kernel_particles`` actions, the one with the largest Q. Their noise is fixed
     when the policy is built, and saved with it, so that the action is a function of the observation.

@@ -87,7 +87,7 @@ def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type)
     listed: set[str] = set()
     for options, defaults, *_ in table(heading):
         names = re.findall(r"`(\w+)`", options)
-        known = {"gaussian_kernel": gaussian_kernel}
+        known = {"gaussian_kernel": gaussian_kernel, "torch": torch}
         values = [eval(value, known) for value in re.findall(r"`([^`]+)`", defaults)] * len(names)
         for name, value in zip(names, values, strict=False):
             default = [256, 256] if name == "net_arch" and parameters[name].default is None else parameters[name].default

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
@@ -19,6 +20,8 @@ UNIT_ENCODERS = ("simba_v2", "flash")
 RESIDUAL_ENCODERS = ("simba", "bro", *UNIT_ENCODERS)
 #: encoders with batch normalisation of their own
 BATCH_NORM_ENCODERS = ("flash",)
+#: actor, critics and value network, as they are called in ``policy_kwargs``
+NETWORKS = ("pi", "qf", "vf")
 DEFAULT_HEAD: dict[str, Any] = {"n_quantiles": 25, "n_atoms": 101, "value_range": (-5.0, 5.0)}
 
 
@@ -153,6 +156,55 @@ def _check_head(head: Any, arguments: Mapping[str, Any]) -> None:
         refuse("value_range", bounds, "a pair (low, high) with low below high")
 
 
+def is_for_each(value: Any) -> bool:
+    """Whether an option of the optimizers is a dict with a value for each network, or for some."""
+    return isinstance(value, Mapping) and not set(NETWORKS).isdisjoint(value)
+
+
+def for_network(value: Any, network: str, default: Any) -> Any:
+    """What an option of the optimizers says of one network, whether it is the same for all or a dict.
+
+    :param value: the option
+    :param network: ``"pi"``, ``"qf"`` or ``"vf"``, which by default is as ``"qf"``
+    :param default: of a network that is not in the dict
+    """
+    if not is_for_each(value):
+        return value
+    return value.get(network, value.get("qf", default) if network == "vf" else default)
+
+
+def _check_optimizers(arguments: Mapping[str, Any], value_network: bool) -> None:
+    classes, options = arguments["optimizer_class"], arguments["optimizer_kwargs"]
+    networks = NETWORKS if value_network else NETWORKS[:2]
+    for name, value in (("optimizer_class", classes), ("optimizer_kwargs", options)):
+        if is_for_each(value) and not set(value) <= set(networks):
+            mixed = "what is for all networks" if name == "optimizer_class" else "options for all networks"
+            keys = "the keys 'pi', 'qf' and, with `value_network=True` only, 'vf' (by default as 'qf')"
+            refuse(name, value, f"{mixed}, or a dict with {keys}")
+    for network in networks:
+        cls, given = for_network(classes, network, th.optim.Adam), for_network(options, network, None)
+        if not callable(cls):
+            refuse("optimizer_class", cls, "a subclass of torch.optim.Optimizer, or a dict of these")
+        if given is not None and not isinstance(given, Mapping):
+            refuse(
+                "optimizer_kwargs", options, "a dict of options, or a dict with one of these for each of 'pi', 'qf' and 'vf'"
+            )
+        _check_options_of_optimizer(cls, given or {})
+
+
+def _check_options_of_optimizer(cls: Any, options: Mapping[str, Any]) -> None:
+    if "lr" in options:
+        refuse("optimizer_kwargs", dict(options), "without lr: `learning_rate` and the options for each network set it")
+    parameters = inspect.signature(cls).parameters if options else {}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    unknown = [name for name in options if name not in parameters or name == "params"]
+    if unknown:
+        names = ", ".join(name for name in parameters if name not in ("params", "lr"))
+        made = getattr(cls, "__name__", cls)
+        raise ValueError(f"`optimizer_kwargs` contains {unknown[0]!r}, which {made} does not take. Allowed are {names}.")
+
+
 def check_network_arguments(
     arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...], value_network: bool = False
 ) -> tuple[int, list[int] | dict[str, list[int]]]:
@@ -176,6 +228,7 @@ def check_network_arguments(
         check_real("final_init_scale", arguments["final_init_scale"], above=0.0)
     net_arch = _check_net_arch([256, 256] if arguments["net_arch"] is None else arguments["net_arch"], value_network)
     _check_activation(arguments["activation_fn"])
+    _check_optimizers(arguments, value_network)
     _check_building_blocks(arguments, encoders, heads)
     return n_critics, net_arch
 
@@ -217,6 +270,9 @@ def check_sampler_arguments(arguments: Mapping[str, Any], action_space: spaces.S
     sampler = arguments["sampler"]
     if isinstance(action_space, spaces.Discrete):
         refuse_for_discrete_actions(arguments, {"sampler": "mlp"})
+        for name in ("optimizer_class", "optimizer_kwargs"):
+            if is_for_each(arguments[name]) and "pi" in arguments[name]:
+                refuse(name, arguments[name], "without 'pi' with discrete actions, which have no sampler to train")
     if sampler not in samplers and not (isinstance(sampler, type) and hasattr(sampler, "particles")):
         refuse("sampler", sampler, f"one of {', '.join(map(repr, samplers))}, or a subclass of sb3_softac.networks.Sampler")
     if arguments["noise_dim"] is not None:

@@ -1,15 +1,19 @@
 """Checks of the options of ``SoftAC``."""
 
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
 from sb3_softac.arguments.policy import DEFAULT_HEAD
 
+#: updates per environment step up to which plain critics are safe
+MOST_UPDATES = 4
 #: as in sb3-contrib's TQC
 DEFAULT_DROPPED = 2
 
@@ -41,6 +45,9 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
     for name in ("use_sde", "use_sde_at_warmup"):
         check_flag(name, arguments[name])
     if arguments["use_sde"]:
+        if arguments["noise_repeat"] is not None:
+            kept = "None with `use_sde=True`, whose noise matrix is kept for `sde_sample_freq` steps"
+            refuse("noise_repeat", arguments["noise_repeat"], kept)
         if arguments["use_sde_at_warmup"] and arguments["random_steps"] not in (None, 0):
             refuse("random_steps", arguments["random_steps"], "None or 0 with `use_sde_at_warmup=True`, which replaces them")
         return
@@ -105,6 +112,53 @@ def warn_of_joint_bootstrap(bootstrap: str, normalises_batches: bool) -> None:
         )
 
 
+def updates_per_step(gradient_steps: int, frequency: int, unit: str, n_envs: int) -> float | None:
+    """Gradient steps per environment step; None where that depends on the length of episodes."""
+    if gradient_steps < 0:
+        return 1.0
+    return gradient_steps / (frequency * n_envs) if unit == "step" else None
+
+
+def warn_of_many_updates(arguments: Mapping[str, Any], n_envs: int) -> None:
+    """Plain critics that learn much from little data overestimate what they have not seen (2205.07802).
+
+    Layer or batch normalisation, encoders that have it, resets, and an ensemble with ``target_subset`` (REDQ, 2101.05982) hold
+    them back.
+
+    :param arguments: argument values by name, in normal form
+    :param n_envs: number of environments
+    """
+    frequency, unit = arguments["train_freq"]
+    ratio = updates_per_step(arguments["gradient_steps"], frequency, getattr(unit, "value", unit), n_envs)
+    policy_kwargs = arguments["policy_kwargs"] or {}
+    normalization, encoder = policy_kwargs.get("normalization"), policy_kwargs.get("encoder", "mlp")
+    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
+    hidden = encoder.get("qf", "mlp") if isinstance(encoder, Mapping) else encoder
+    held_back = of_critics is not None or policy_kwargs.get("layer_norm") or hidden != "mlp"
+    if ratio is None or ratio <= MOST_UPDATES or held_back:
+        return
+    if arguments["resets"] is None and arguments["target_subset"] is None:
+        warnings.warn(
+            f"`gradient_steps`={arguments['gradient_steps']} are {ratio:g} updates per environment step, and from about "
+            f"{MOST_UPDATES} on critics without normalisation often overestimate and stop learning: policy_kwargs="
+            "{'layer_norm': True} or `resets` helps, and so does an ensemble with `target_subset`.",
+            stacklevel=4,
+        )
+
+
+def _check_resets(resets: Any) -> int | tuple[int, ...] | None:
+    """``resets`` in normal form: None, an int or a tuple of ints."""
+    if resets is None:
+        return None
+    if not isinstance(resets, Sequence | np.ndarray) or isinstance(resets, str | bytes) or np.ndim(resets) == 0:
+        return check_count("resets", resets, 1)
+    steps = tuple(check_count("resets", step, 1) for step in resets)
+    if not steps or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+        allowed = "None, a number n for every n-th gradient step, or increasing numbers of gradient steps, at least one"
+        refuse("resets", resets, allowed)
+    return steps
+
+
 def check_arguments(
     arguments: Mapping[str, Any],
     observation_space: spaces.Space[Any],
@@ -125,8 +179,11 @@ def check_arguments(
     normal = check_common_options(arguments, observation_space, n_envs, weights_follow)
     for name, low in (("policy_delay", 1), ("sde_sample_freq", -1)):
         normal[name] = check_count(name, arguments[name], low)
+    if arguments["noise_repeat"] is not None:
+        normal["noise_repeat"] = check_count("noise_repeat", arguments["noise_repeat"], 1)
     if arguments["target_subset"] is not None:
         normal["target_subset"] = check_count("target_subset", arguments["target_subset"], 1)
+    normal["resets"] = _check_resets(arguments["resets"])
     for name in ("value_network", "soft_n_step", "normalize_observations"):
         check_flag(name, arguments[name])
     if arguments["normalize_rewards"] is not None:
@@ -140,7 +197,7 @@ def check_arguments(
     if not arguments["value_network"] and arguments["value_learning_rate"] is not None:
         refuse("value_learning_rate", arguments["value_learning_rate"], "None without `value_network=True`")
     if isinstance(action_space, spaces.Discrete):
-        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False}
+        unused = {"action_noise": None, "sde_sample_freq": -1, "use_sde_at_warmup": False, "noise_repeat": None}
         refuse_for_discrete_actions(arguments, unused)
     _check_exploration(arguments)
     return normal

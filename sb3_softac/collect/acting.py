@@ -8,17 +8,19 @@ out, it says itself (``networks.ActsDirectly``).
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_softac import networks
+from sb3_softac.collect.noise import sampling_with
 from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.networks import MLP, Normalized, ObservationNormalizer, SoftPolicy
@@ -64,19 +66,21 @@ class DirectActor:
         """Whether it still acts as ``policy`` does."""
         return self.policy is policy and policy.actor is self.actor and self._guards.hold() and has_own_methods(policy)
 
-    def __call__(self, observations: Array) -> Array:
+    def __call__(self, observations: Array, noise: Array | None = None) -> Array:
         """Sample an action for each observation.
 
         :param observations: (n, ...)
+        :param noise: ε, (n, A); None to draw it
         :return: (n, A) scaled to [−1, 1], or discrete actions (n,) counted from 0
         :raises TrainingDivergedError: the actions are NaN
         """
         # A copy: PyTorch takes no reversed views, and warns of arrays that are read-only. NumPy does no matmul: its threads
         # and PyTorch's would take each other's processors while they wait for work.
         values = th.from_numpy(np.array(observations, dtype=np.float32, order="C"))
+        given = None if noise is None else th.from_numpy(noise)
         with th.no_grad():
             flat = (values if self.normalizer is None else self.normalizer(values)).reshape(len(values), -1)
-            actions: Array = self.actor.sample_directly(flat, self._hidden, _linear, _refuse_nan_tensor).numpy()
+            actions: Array = self.actor.sample_directly(flat, self._hidden, _linear, _refuse_nan_tensor, given).numpy()
         refuse_nan(actions)
         return actions
 
@@ -92,9 +96,10 @@ class CapturedActor:
 
     :param policy: one for which :meth:`can_act` holds
     :param n_envs: n, the number of observations in each call
+    :param takes_noise: whether it is given ε, instead of drawing it
     """
 
-    def __init__(self, policy: SoftPolicy, n_envs: int) -> None:
+    def __init__(self, policy: SoftPolicy, n_envs: int, takes_noise: bool = False) -> None:
         self.policy = policy
         self.actor: Any = policy.actor
         self._guards = ModuleGuards(_roots(self.actor))
@@ -103,6 +108,9 @@ class CapturedActor:
         dtype = th.from_numpy(np.zeros(0, space.dtype)).dtype
         self.staging = th.zeros((n_envs, *(space.shape or ())), dtype=dtype, device="cpu", pin_memory=on_gpu)
         self.observations = self.staging.to(policy.device, copy=True)
+        self.noise: th.Tensor | None = None
+        if takes_noise:
+            self.noise = th.zeros((n_envs, get_action_dim(policy.action_space)), device=policy.device)
         self.addresses = graphs.MemoryAddresses(self._tensors())
         with th.random.fork_rng([policy.device] if on_gpu else []):  # what is built to act has not acted yet
             graphs.warm_up(policy.device, self._act)
@@ -124,10 +132,12 @@ class CapturedActor:
 
     @th.no_grad()
     def _act(self) -> th.Tensor:
-        actions: th.Tensor = self.actor.sample_on_device(self.observations)
+        kept = nullcontext() if self.noise is None else sampling_with(self.policy, self.noise)
+        with kept:
+            actions: th.Tensor = self.actor.sample_on_device(self.observations)
         return actions
 
-    def __call__(self, observations: Array) -> Array:
+    def __call__(self, observations: Array, noise: Array | None = None) -> Array:
         """As in ``DirectActor``."""
         if not self.addresses.hold():  # the weights have been given other memory
             self.addresses = graphs.MemoryAddresses(self._tensors())
@@ -135,6 +145,8 @@ class CapturedActor:
         # The last call ended with a copy to the host: nothing reads the staging any more.
         self.staging.copy_(th.from_numpy(np.array(observations, order="C")))  # a copy, as in `DirectActor`
         self.observations.copy_(self.staging, non_blocking=True)
+        if self.noise is not None and noise is not None:
+            self.noise.copy_(th.from_numpy(noise))
         actions: Array = self.graph.replay().to("cpu", copy=True).numpy()
         refuse_nan(actions if actions.dtype.kind == "f" else np.where(actions < 0, np.nan, 0.0))
         return actions
@@ -215,16 +227,19 @@ def has_own_methods(policy: SoftPolicy) -> bool:
     return unaltered
 
 
-def make_actor(policy: SoftPolicy, n_envs: int, capture: bool) -> DirectActor | CapturedActor | None:
+def make_actor(
+    policy: SoftPolicy, n_envs: int, capture: bool, takes_noise: bool = False
+) -> DirectActor | CapturedActor | None:
     """The fastest way to act for ``policy``, or None if there is none but ``predict``.
 
     :param policy: policy that acts
     :param n_envs: number of environments
     :param capture: whether CUDA graphs are allowed
+    :param takes_noise: whether it is given ε, instead of drawing it
     """
     if capture and CapturedActor.can_act(policy):
         try:
-            return CapturedActor(policy, n_envs)
+            return CapturedActor(policy, n_envs, takes_noise)
         except RuntimeError as error:
             warnings.warn(f"Acting could not be captured in a CUDA graph and falls back to predict(): {error}", stacklevel=2)
             return None

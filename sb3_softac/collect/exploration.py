@@ -1,18 +1,23 @@
 """What differs from SB3's ``OffPolicyAlgorithm`` between two updates: how actions are sampled, and what is stored."""
 
+from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect.acting import make_actor
+from sb3_softac.collect.noise import advance, sampling_with
 from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
 
@@ -26,25 +31,40 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     #: number, mean, variance and largest magnitude of the returns, and those that run; None where nothing normalises rewards
     _return_moments: np.ndarray[Any, Any] | None = None
     _running_returns: np.ndarray[Any, Any] | None = None
+    noise_repeat: int | None = None
+    #: exploration noise that is kept, (n_envs, A), and for how many more steps, (n_envs,); None where there is none
+    _kept_noise: np.ndarray[Any, Any] | None = None
+    _kept_steps: np.ndarray[Any, Any] | None = None
 
     def _choose_actor(self) -> None:
         """Find the fastest way to act that samples what ``predict`` would."""
         own_predict = type(self).predict is not BaseAlgorithm.predict or "predict" in vars(self)
         capture = self.compile is not False
-        self._runtime.actor = None if own_predict else make_actor(self.policy, self.n_envs, capture)  # type: ignore[arg-type]  # ours
+        repeats = self.noise_repeat is not None
+        self._runtime.noise_repeat = self.noise_repeat
+        self._runtime.actor = None if own_predict else make_actor(self.policy, self.n_envs, capture, repeats)  # type: ignore[arg-type]  # ours
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         random_steps = learning_starts if self.random_steps is None else self.random_steps
+        if self.noise_repeat is not self._runtime.noise_repeat:  # it was set since the last step
+            self._follow_options()
+            self._choose_actor()
         actor = self._runtime.actor
         if actor is not None and ("predict" in vars(self) or not actor.holds(self.policy)):
             self._choose_actor()
             actor = self._runtime.actor
-        if self.num_timesteps < random_steps or actor is None:
+        if self.num_timesteps < random_steps:
             return super()._sample_action(random_steps, action_noise, n_envs)
+        noise = None if self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
+        if actor is None:
+            policy: Any = self.policy
+            kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(self.device))
+            with kept:
+                return super()._sample_action(random_steps, action_noise, n_envs)
         assert isinstance(self._last_obs, np.ndarray)
-        actions = actor(self._last_obs)
+        actions = actor(self._last_obs) if noise is None else actor(self._last_obs, noise)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions + self.action_space.start
             return actions, actions
@@ -54,6 +74,19 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if action_noise is not None:
             actions = np.clip(actions + action_noise(), -1, 1)
         return self.policy.unscale_action(actions), actions
+
+    def _next_noise(self, longest: int, n_envs: int) -> np.ndarray[Any, Any]:
+        """ε of the next actions, (n_envs, A)."""
+        if self._kept_noise is None or self._kept_steps is None or len(self._kept_steps) != n_envs:
+            self._kept_noise = np.zeros((n_envs, get_action_dim(self.action_space)), np.float32)
+            self._kept_steps = np.zeros(n_envs, np.int64)
+        advance(self._kept_noise, self._kept_steps, longest)
+        return self._kept_noise
+
+    def _forget_noise(self) -> None:
+        """Let the next action have new noise in all environments."""
+        for name in ("_kept_noise", "_kept_steps"):
+            self.__dict__.pop(name, None)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As in SB3, but the step after which a callback stops the training is stored, too.
@@ -83,6 +116,10 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
                 ) from error
             raise
         return rollout
+
+    @abstractmethod
+    def _follow_options(self) -> None:
+        """Let options that were set since the last look take effect, or refuse them."""
 
     def _before_rollout(self) -> None:
         """Called where a rollout begins: nothing is under way."""
@@ -123,6 +160,8 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         self._count_observations(stored_obs, dones, infos)
         if self._return_moments is not None and self._running_returns is not None:
             count_returns(self._return_moments, self._running_returns, stored_reward, dones, self.gamma)
+        if self._kept_steps is not None:
+            self._kept_steps[np.asarray(dones, dtype=bool)] = 0  # a new episode has noise of its own
 
     def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
         """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""
@@ -166,6 +205,7 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         """What is stored next must start where the newest stored transition ends, or the trajectory ends there."""
         if not self._runtime.stored.continues(self.replay_buffer, self._last_obs):
             close_trajectory(self.replay_buffer)
+            self._forget_noise()
 
 
 def dead_workers(env: VecEnv) -> str:

@@ -7,6 +7,7 @@ from sb3_softac.engine.engine import Compile, Engine, missing_for_compilation, w
 from sb3_softac.engine.graphs import AsyncMetrics
 from sb3_softac.engine.guards import ModuleGuards
 from sb3_softac.engine.optimizers import OptimizerStep
+from sb3_softac.engine.optimizers import restart as restart_optimizer
 from sb3_softac.engine.precision import Precision, missing_for
 from sb3_softac.engine.steps import Metrics, UpdateFlags
 
@@ -21,5 +22,6 @@ __all__ = [
     "UpdateFlags",
     "missing_for",
     "missing_for_compilation",
+    "restart_optimizer",
     "why_only_eager",
 ]

@@ -93,6 +93,20 @@ def has_begun(optimizer: th.optim.Optimizer) -> bool:
     return type(optimizer) is th.optim.SGD or len(optimizer.state) > 0
 
 
+def restart(optimizer: th.optim.Optimizer) -> None:
+    """Bring the state of ``optimizer`` back to before its first step; learning rate and options stay.
+
+    All that Adam keeps is 0 there, which is written in place, so that a compiled step goes on with it. What another optimizer
+    keeps is thrown away.
+    """
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    if type(optimizer) in (th.optim.Adam, th.optim.AdamW) and all(isinstance(value, th.Tensor) for value in values):
+        for value in values:
+            value.zero_()
+    else:
+        optimizer.state.clear()
+
+
 class _Group:
     """One parameter group as tensors: parameters, their states, and the learning rate."""
 

@@ -31,11 +31,14 @@ from sb3_softac import networks
 from sb3_softac.files import rebuilding
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.unpickling import Refusal
-from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule
+from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule, WarmUpSchedule
 from sb3_softac.update import Update, gaussian_kernel
 
 SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict, spaces.Tuple)
-SCHEDULES = (FloatSchedule, ConstantSchedule, LinearSchedule, ExponentialSchedule, CosineSchedule, StaircaseSchedule)
+SCHEDULES = (
+    *(FloatSchedule, ConstantSchedule, LinearSchedule),
+    *(ExponentialSchedule, CosineSchedule, StaircaseSchedule, WarmUpSchedule),
+)
 NOISES = (noise.NormalActionNoise, noise.OrnsteinUhlenbeckActionNoise, noise.VectorizedActionNoise)
 #: a class that is defined in an imported module may be named if it derives from one of these
 NAMED_BASES = (

@@ -89,6 +89,8 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
         "normalize_rewards": lambda value: value is None or _is_number(value),
         "_return_moments": lambda value: value is None or (_is_finite(value, 4) and bool((value[[0, 2, 3]] >= 0).all())),
         "_running_returns": lambda value: value is None or _is_finite(value),
+        "_kept_noise": lambda value: _is_optional(value, np.ndarray),
+        "_kept_steps": lambda value: _is_optional(value, np.ndarray),
         "_built_for": lambda value: _is_optional(value, dict),
     }
     for name, check in checks.items():

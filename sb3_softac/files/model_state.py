@@ -59,6 +59,7 @@ def check_values_of(algorithm: type[Any], values: dict[str, Any], env: VecEnv, n
     require(fits, "`_last_episode_starts` are none")
     running = values.get("_running_returns")
     require(running is None or running.shape == (env.num_envs,), "`_running_returns` are those of other environments")
+    _check_kept_noise(values.get("_kept_noise"), values.get("_kept_steps"), env)
     window, seed = values.get("_stats_window_size"), values.get("seed")
     require(type(window) is int and window > 0, "`_stats_window_size` is no number of episodes")
     require(seed is None or (isinstance(seed, (int, np.integer)) and 0 <= int(seed) < 1 << 63), "`seed` is none")
@@ -73,6 +74,16 @@ def _is_observation(value: Any, space: spaces.Space[Any], n_envs: int) -> bool:
         return parts and all(_is_observation(value[key], part, n_envs) for key, part in space.spaces.items())
     fits = type(value) is np.ndarray and value.shape == (n_envs, *(space.shape or ())) and value.dtype.kind in "biuf"
     return fits and is_in(space, value)
+
+
+def _check_kept_noise(noise: Any, steps_left: Any, env: VecEnv) -> None:
+    if noise is None and steps_left is None:
+        return
+    require(noise is not None and steps_left is not None, "of `_kept_noise` and `_kept_steps` one is missing")
+    shape = (env.num_envs, math.prod(env.action_space.shape or ()))
+    require(noise.shape == shape and noise.dtype == np.float32 and is_finite(noise), "`_kept_noise` is none")
+    fits = steps_left.shape == shape[:1] and steps_left.dtype == np.int64 and bool((steps_left >= 0).all())
+    require(fits, "`_kept_steps` are no numbers of steps")
 
 
 def _check_statistics(values: Mapping[str, Any]) -> None:

@@ -49,8 +49,8 @@ from sb3_softac.runtime import Resumption, Runtime, SetUp
 NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "replay_buffer", "action_noise", "n_envs"))
 #: values in one attribute
 MAX_VALUES = 10_000_000
-#: what the set-up of a model needs, beside what its constructor makes
-ADDED = frozenset(("_automatic_target_entropy",))
+#: what a model may have beside what its constructor makes
+ADDED = frozenset(("_automatic_target_entropy", "_n_resets", "_kept_noise", "_kept_steps"))
 
 
 # --- out of a model ----------------------------------------------------------------------------------------------------

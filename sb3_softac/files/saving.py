@@ -310,10 +310,6 @@ class SavedAlgorithm(CollectingAlgorithm):
         self.replay_buffer = buffer
 
     @abstractmethod
-    def _follow_options(self) -> None:
-        """Let options that were set since the last look take effect, or refuse them."""
-
-    @abstractmethod
     def _option_values(self) -> tuple[Any, ...]:
         """The values of all options, in order."""
 

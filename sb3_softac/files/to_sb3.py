@@ -9,8 +9,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.sac import policies as sb3_policies
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, is_learned
+from sb3_softac.arguments.policy import is_for_each
 from sb3_softac.files.conversion import copy_optimizer, hand_over, load_state, unstack_critics
 from sb3_softac.networks import CnnPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.schedules import warm_up_of
 from sb3_softac.update import LogTemperature
 
 POLICIES: dict[type[SoftACPolicy], type[sb3_policies.SACPolicy]] = {
@@ -36,6 +38,8 @@ NEUTRAL: dict[str, Any] = {
     "normalize_rewards": None,
     "max_grad_norm": None,
     "soft_n_step": False,
+    "resets": None,
+    "noise_repeat": None,
 }
 NEUTRAL_POLICY: dict[str, Any] = {
     "encoder": "mlp",
@@ -71,6 +75,10 @@ def obstacles(model: Any) -> list[str]:
         value = model.policy_kwargs.get(name, neutral)
         if (tuple(value) if isinstance(value, list) else value) != neutral:
             found.append(f"`policy_kwargs[{name!r}]` is {value!r} and would have to be {neutral!r}")
+    for name in ("optimizer_class", "optimizer_kwargs"):
+        if is_for_each(model.policy_kwargs.get(name)):
+            value = model.policy_kwargs[name]
+            found.append(f"`policy_kwargs[{name!r}]` is {value!r} and would have to be the same for all networks")
     if type(model.policy) not in POLICIES:
         found.append(f"`policy` is {type(model.policy).__name__}, which SB3 does not have")
     if not isinstance(model.action_space, spaces.Box):
@@ -79,6 +87,8 @@ def obstacles(model: Any) -> list[str]:
         found.append(f"`ent_coef_update` is {model.ent_coef_update!r} and would have to be 'log'")
     if not is_learned(model.ent_coef) and model.temperature.schedule(1.0) != model.temperature.schedule(0.0):
         found.append(f"`ent_coef` is {model.ent_coef!r} and would have to be a number or learned")
+    if warm_up_of(model.lr_schedule) is not None:
+        found.append(f"`learning_rate` is {model.learning_rate!r} and would have to be without a warm-up")
     if model.random_steps not in (None, model.learning_starts):
         found.append(f"`random_steps` is {model.random_steps} and would have to be `learning_starts`={model.learning_starts}")
     return found

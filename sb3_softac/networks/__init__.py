@@ -8,6 +8,7 @@ from sb3_softac.networks.ensemble import apply_layer, make_layer_norm, make_line
 from sb3_softac.networks.heads import CriticHead, ScalarHead
 from sb3_softac.networks.normalizers import Normalized, ObservationNormalizer
 from sb3_softac.networks.policy import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy
+from sb3_softac.networks.restart import restart_networks
 from sb3_softac.networks.samplers import BoltzmannActor, GaussianSampler, Particles, Sampler
 from sb3_softac.networks.soft_ql_policy import SoftQLCnnPolicy, SoftQLMultiInputPolicy, SoftQLPolicy
 
@@ -39,4 +40,5 @@ __all__ = [
     "apply_layer",
     "make_layer_norm",
     "make_linear",
+    "restart_networks",
 ]

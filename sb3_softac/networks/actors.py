@@ -75,13 +75,16 @@ class ActsDirectly:
         """The layers behind the hidden ones."""
         raise NotImplementedError
 
-    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+    def sample_directly(
+        self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check, noise: th.Tensor | None = None
+    ) -> th.Tensor:
         """Sample actions without calling modules.
 
         :param flat: observations, (n, F)
         :param hidden: evaluates the hidden layers
         :param linear: evaluates a linear layer
         :param check: raises an error if there is NaN in what it is given
+        :param noise: ε, (n, A), of a squashed Gaussian; None to draw it
         :return: (n, A), scaled to [−1, 1], or discrete actions (n,) counted from 0
         """
         raise NotImplementedError
@@ -192,11 +195,13 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
         """As in ``ActsDirectly``; with gSDE it is not."""
         return type(self.action_dist) is SquashedGaussian and DISTRIBUTION_METHODS.isdisjoint(vars(self.action_dist))
 
-    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+    def sample_directly(
+        self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check, noise: th.Tensor | None = None
+    ) -> th.Tensor:
         """As in ``ActsDirectly``."""
         values = hidden(flat)
         mean_actions = linear(self.mu, values)
-        noise = th.randn(mean_actions.shape)
+        noise = th.randn(mean_actions.shape) if noise is None else noise.clone()
         raw = self.log_std if self.log_std_mode == "free" else linear(self.log_std, values)
         return noise.mul_(self._bounded(raw).exp()).add_(mean_actions).tanh_()
 
@@ -288,7 +293,9 @@ class CategoricalActor(ActsDirectly, WithPreprocessing, BasePolicy):
         """As in ``ActsDirectly``."""
         return [self.logits]
 
-    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+    def sample_directly(
+        self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check, noise: th.Tensor | None = None
+    ) -> th.Tensor:
         """As in ``ActsDirectly``."""
         probabilities = th.softmax(linear(self.logits, hidden(flat)), dim=1)
         check(probabilities)

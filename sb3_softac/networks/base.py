@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 
+from sb3_softac.arguments.policy import for_network
 from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.networks.critics import StackedCritics, ValueNetwork
 from sb3_softac.networks.encoders import Encoder
@@ -57,17 +58,18 @@ class SoftPolicy(BasePolicy):
         return [p for name, p in network.named_parameters() if not (shared and name.startswith("features_extractor"))]
 
     def add_optimizer(self, network: Any, learning_rate: float) -> None:
-        """Give ``network`` a new optimizer.
+        """Give ``network`` a new optimizer, as ``optimizer_class`` and ``optimizer_kwargs`` say of it.
 
         :param network: actor, critics or value network
         :param learning_rate: of its first step
         """
-        kwargs = dict(self.optimizer_kwargs)
-        if self.optimizer_class in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(
-            kwargs
-        ):
+        name = (
+            "pi" if network is getattr(self, "actor", None) else "vf" if network is getattr(self, "value_net", None) else "qf"
+        )
+        make_optimizer: Any = for_network(self.optimizer_class, name, th.optim.Adam)  # which declares no learning rate
+        kwargs = dict(for_network(self.optimizer_kwargs, name, None) or {})
+        if make_optimizer in (th.optim.Adam, th.optim.AdamW) and not {"foreach", "capturable", "differentiable"} & set(kwargs):
             kwargs.setdefault("fused", True)  # one kernel for all parameters, the same numbers
-        make_optimizer: Any = self.optimizer_class  # the base class declares no learning rate
         network.optimizer = make_optimizer(self.trained_parameters(network), lr=learning_rate, **kwargs)
 
     def trained_networks(self) -> dict[str, Any]:

@@ -58,7 +58,11 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
         """
         if deterministic:
             return th.tanh(mean_actions)
-        return th.tanh(mean_actions + log_std.exp() * th.randn_like(mean_actions))
+        return th.tanh(mean_actions + log_std.exp() * self.draw_noise(mean_actions))
+
+    def draw_noise(self, mean_actions: th.Tensor) -> th.Tensor:
+        """ε of actions, (B, A) as μ; replaced on the object where it is kept for several steps."""
+        return th.randn_like(mean_actions)
 
     def log_prob_from_params(self, mean_actions: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Sample ã by reparametrisation and evaluate its own log-density at the same ε.

@@ -42,8 +42,10 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         ``NatureCNN``, ``MultiInputPolicy``: ``CombinedExtractor``)
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of actor, critics and value network
-    :param optimizer_kwargs: its arguments, without the learning rate
+    :param optimizer_class: optimizer of all networks, or ``dict(pi=..., qf=..., vf=...)`` for actor, critics and value network
+        (``vf`` by default as ``qf``), where one that is left out has Adam
+    :param optimizer_kwargs: its arguments, without the learning rate, or ``dict(pi=..., qf=..., vf=...)`` of such dicts, where
+        a network that is left out has none. AdamW's ``weight_decay`` shrinks all parameters, biases and those of norms too
     :param n_critics: number of critics
     :param share_features_extractor: critics and value network use the actor's features extractor, which then learns from
         the actor loss only
@@ -88,7 +90,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_class: type[th.optim.Optimizer] | dict[str, type[th.optim.Optimizer]] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 2,
         share_features_extractor: bool = False,
@@ -144,7 +146,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             # SB3 writes into this dict when images come normalised
             features_extractor_kwargs=dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
+            optimizer_class=optimizer_class,  # type: ignore[arg-type]  # SB3 only keeps it
             optimizer_kwargs=optimizer_kwargs,
             n_critics=n_critics,
             share_features_extractor=share_features_extractor,

@@ -110,7 +110,9 @@ class Sampler(ActsDirectly, WithPreprocessing, BasePolicy):
         """As in ``ActsDirectly``."""
         return [self.mu]
 
-    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+    def sample_directly(
+        self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check, noise: th.Tensor | None = None
+    ) -> th.Tensor:
         """As in ``ActsDirectly``."""
         noise = self.draw_noise(len(flat), 1).squeeze(1)
         return linear(self.mu, hidden(th.cat([flat, noise], dim=1))).tanh_()
@@ -148,7 +150,9 @@ class GaussianSampler(Sampler):
     def output_layers(self) -> list[nn.Module]:
         return [self.mu, self.log_std]
 
-    def sample_directly(self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check) -> th.Tensor:
+    def sample_directly(
+        self, flat: th.Tensor, hidden: Layer, linear: ApplyLinear, check: Check, noise: th.Tensor | None = None
+    ) -> th.Tensor:
         noise, values = self.draw_noise(len(flat), 1).squeeze(1), hidden(flat)
         return (linear(self.mu, values) + self._bounded(linear(self.log_std, values)).exp() * noise).tanh_()
 

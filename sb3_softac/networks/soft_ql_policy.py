@@ -94,8 +94,10 @@ class SoftQLPolicy(SoftPolicy):
         ``NatureCNN``, ``MultiInputPolicy``: ``CombinedExtractor``). Sampler and critics have one each
     :param features_extractor_kwargs: its arguments
     :param normalize_images: divide images by 255
-    :param optimizer_class: optimizer of sampler and critics
-    :param optimizer_kwargs: its arguments, without the learning rate
+    :param optimizer_class: optimizer of both networks, or ``dict(pi=..., qf=...)`` for sampler and critics, where one that is
+        left out has Adam
+    :param optimizer_kwargs: its arguments, without the learning rate, or ``dict(pi=..., qf=...)`` of such dicts, where a
+        network that is left out has none. AdamW's ``weight_decay`` shrinks all parameters, biases and those of norms too
     :param n_critics: number of critics
     :param noise_dim: dimension of the sampler's noise; set by ``SoftQL``
     :param kernel_particles: K, actions among which ``predict(deterministic=True)`` chooses; set by ``SoftQL``
@@ -127,7 +129,7 @@ class SoftQLPolicy(SoftPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_class: type[th.optim.Optimizer] | dict[str, type[th.optim.Optimizer]] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 1,
         *,

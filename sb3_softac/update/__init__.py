@@ -15,6 +15,7 @@ from sb3_softac.update.temperature import (
     LogTemperature,
     Temperature,
     TemperatureUpdate,
+    initial_value,
     make_temperature,
 )
 
@@ -41,5 +42,6 @@ __all__ = [
     "batch_norm_layers",
     "check_kernel_values",
     "gaussian_kernel",
+    "initial_value",
     "make_temperature",
 ]

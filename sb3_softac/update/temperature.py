@@ -17,7 +17,7 @@ from torch import nn
 
 from sb3_softac.engine import OptimizerStep
 from sb3_softac.engine.optimizers import step as plain_step
-from sb3_softac.schedules import check_rate, parse_schedule
+from sb3_softac.schedules import check_rate, parse_schedule, value_at, warm_up_of
 from sb3_softac.update import losses
 
 TemperatureUpdate = Literal["dual", "log", "exp"]
@@ -53,8 +53,12 @@ class Temperature(nn.Module, ABC):
         """
 
     @abstractmethod
-    def set_progress(self, progress_remaining: float) -> None:
-        """Move the schedule of the strategy to the remaining progress, from 1 to 0."""
+    def set_progress(self, progress_remaining: float, num_timesteps: float = math.inf) -> None:
+        """Move the schedule of the strategy.
+
+        :param progress_remaining: from 1 to 0
+        :param num_timesteps: environment steps so far, for a learning rate with a warm-up; ∞ is behind any
+        """
 
 
 class FixedTemperature(Temperature):
@@ -82,7 +86,7 @@ class FixedTemperature(Temperature):
     ) -> None:
         return None
 
-    def set_progress(self, progress_remaining: float) -> None:
+    def set_progress(self, progress_remaining: float, num_timesteps: float = math.inf) -> None:
         self.ent_coef.fill_(check_rate("ent_coef", float(self.schedule(progress_remaining))))
 
 
@@ -183,8 +187,8 @@ class LearnedTemperature(Temperature):
         self.project(self.maximum if maximum is None else maximum)
         return loss
 
-    def set_progress(self, progress_remaining: float) -> None:
-        learning_rate = check_rate("ent_coef_learning_rate", float(self.schedule(progress_remaining)))
+    def set_progress(self, progress_remaining: float, num_timesteps: float = math.inf) -> None:
+        learning_rate = check_rate("ent_coef_learning_rate", float(value_at(self.schedule, progress_remaining, num_timesteps)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
@@ -269,8 +273,11 @@ def _round_down(value: float) -> float:
     return float(rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(0.0)))
 
 
-def _initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
-    """The x of "auto_x", 1 for "auto"."""
+def initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
+    """The x of "auto_x", 1 for "auto".
+
+    :raises ValueError: none that α can start from
+    """
     prefix, _, text = ent_coef.partition("_")
     try:
         initial = 1.0 if ent_coef == "auto" else float(text)
@@ -303,14 +310,20 @@ def make_temperature(
     :param target_entropy: H̄ of a learned α, in nats
     :param schedule: learning rate of a learned α
     :param clip_initial: lower an initial value above ``maximum`` to it: another α follows
-    :raises ValueError: malformed ``ent_coef``, or an initial value above ``maximum``
+    :raises ValueError: malformed ``ent_coef``, one with a warm-up, or an initial value above ``maximum``
     """
     if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):
         try:
-            return FixedTemperature(parse_schedule("ent_coef", ent_coef))
+            fixed = parse_schedule("ent_coef", ent_coef)
         except ValueError as error:
             raise ValueError(f"{error} To learn it, pass 'auto' or 'auto_x' with an initial value x.") from error
-    initial = _initial_value(ent_coef, update)
+        if warm_up_of(fixed) is not None:
+            raise ValueError(
+                f"`ent_coef` is {ent_coef!r}, but it must be without a warm-up, which is for learning rates: a temperature of "
+                "0 at the start would let the policy explore least when it knows nothing."
+            )
+        return FixedTemperature(fixed)
+    initial = initial_value(ent_coef, update)
     if maximum is not None and initial > maximum and clip_initial:
         initial = maximum
     if maximum is not None and initial > maximum:

@@ -101,6 +101,7 @@ class Run:
 
 HINDSIGHT: dict[str, Any] = {"policy": "MultiInputPolicy"}
 NORMALIZED: dict[str, Any] = {"normalize_observations": True, "normalize_rewards": 5.0}
+OPTIMIZERS: dict[str, Any] = {"pi": {"weight_decay": 0.1}, "qf": {"betas": (0.5, 0.999)}}
 COMPACT: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
 RUNS: dict[str, Run] = {
     "pendulum": Run(lambda: several("Pendulum-v1")),
@@ -160,6 +161,11 @@ RUNS: dict[str, Run] = {
     ),
     "random steps": Run(lambda: several("Pendulum-v1"), {"random_steps": 120, "ent_coef_update": "log"}),
     "dropout": Run(lambda: several("Pendulum-v1"), {"policy_kwargs": {"net_arch": [8], "dropout_rate": 0.2}}),
+    "resets": Run(lambda: several("Pendulum-v1", 2), {"resets": 13, "noise_repeat": 16}),
+    "warm-up and own optimizers": Run(
+        lambda: several("Pendulum-v1"),
+        {"learning_rate": "warm_90_cos_1e-3_1e-4", "policy_kwargs": {"net_arch": [8], "optimizer_kwargs": OPTIMIZERS}},
+    ),
     "own state": Run(lambda: several(StatefulEnv, 2)),
     "soft q-learning": Run(lambda: several("Pendulum-v1"), algorithm=SoftQL),
     "soft q-learning 2": Run(lambda: several("CartPole-v1", 2), algorithm=SoftQL),
