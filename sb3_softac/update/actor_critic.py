@@ -234,7 +234,9 @@ class ActorCriticUpdate(Update):
         with th.no_grad():
             q = self.target_reduction(networks.critic, batch.observations, pi.actions, noise.critic_indices)
             target = self._soft_value(q, pi.log_prob, ent_coef)
-        loss = losses.value_loss(networks.value_net(batch.observations).squeeze(1), target)
+        with self.batch_statistics(networks.value_net):
+            values = networks.value_net(batch.observations).squeeze(1)
+        loss = losses.value_loss(values, target)
         self.minimise(loss, networks.value_net, numbers, optimizer_step)
         return {"value_loss": loss.detach()}
 
