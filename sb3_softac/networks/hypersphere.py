@@ -146,7 +146,7 @@ class Embedding(nn.Sequential):
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:
         """(..., in) → (..., width)."""
-        values = unit(F.pad(inputs, (0, 1), value=self.shift))
+        values = unit(th.cat([inputs, th.full_like(inputs[..., :1], self.shift)], dim=-1))
         for layer in self:
             values = apply_layer(layer, values, indices)
         return unit(values)

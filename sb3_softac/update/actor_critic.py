@@ -69,6 +69,7 @@ class ActorCriticUpdate(Update):
         self.discrete = discrete
         self.needs_targets = settings.bootstrap != "joint"
         self.joint = settings.bootstrap != "target"
+        self.targets_copy_statistics = settings.bootstrap != "joint_target"
         self._soft_value = losses.discrete_soft_value if discrete else losses.soft_value
         self._actor_loss = losses.discrete_actor_loss if discrete else losses.actor_loss
 
@@ -134,7 +135,7 @@ class ActorCriticUpdate(Update):
         """Outputs of the critics at (s, a), (N, B, k), and y from those at (s', ã'), out of one pass (1902.05605).
 
         So the statistics of batch normalisation are those of the mixture of both; the pass of the next action keeps to the
-        running ones. With ``"joint_target"`` y comes from the same pass through the targets.
+        running ones. With ``"joint_target"`` y comes from the same pass through the targets, which moves their own statistics.
         """
         networks, size = self.networks, len(batch.rewards)
         with th.no_grad():
@@ -233,7 +234,9 @@ class ActorCriticUpdate(Update):
         with th.no_grad():
             q = self.target_reduction(networks.critic, batch.observations, pi.actions, noise.critic_indices)
             target = self._soft_value(q, pi.log_prob, ent_coef)
-        loss = losses.value_loss(networks.value_net(batch.observations).squeeze(1), target)
+        with self.batch_statistics(networks.value_net):
+            values = networks.value_net(batch.observations).squeeze(1)
+        loss = losses.value_loss(values, target)
         self.minimise(loss, networks.value_net, numbers, optimizer_step)
         return {"value_loss": loss.detach()}
 

@@ -69,6 +69,8 @@ class Update(ABC):
     compilable: bool = True
     #: whether it needs target networks
     needs_targets: bool = True
+    #: whether targets copy the running statistics of batch normalisation, or move their own in passes of their own
+    targets_copy_statistics: bool = True
 
     def __init__(self, networks: Any, temperature: Temperature, settings: Settings) -> None:
         self.networks = networks
@@ -236,11 +238,12 @@ class Update(ABC):
         if self._target_tensors is None:
             pairs = list(self.networks.targets())
             # Batch-norm statistics are averages already, see SB3's issue 996: targets copy them.
+            copied = pairs if self.targets_copy_statistics else []
             self._target_tensors = (
                 [parameter for _, target in pairs for parameter in target.parameters()],
                 [parameter for online, _ in pairs for parameter in online.parameters()],
-                [buffer for _, target in pairs for buffer in batch_norm_buffers(target)],
-                [buffer for online, _ in pairs for buffer in batch_norm_buffers(online)],
+                [buffer for _, target in copied for buffer in batch_norm_buffers(target)],
+                [buffer for online, _ in copied for buffer in batch_norm_buffers(online)],
             )
         target, online, target_buffers, online_buffers = self._target_tensors
         if target:
