@@ -146,7 +146,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             # SB3 writes into this dict when images come normalised
             features_extractor_kwargs=dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
-            optimizer_class=optimizer_class,  # type: ignore[arg-type]  # SB3 only keeps it
+            optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             n_critics=n_critics,
             share_features_extractor=share_features_extractor,
