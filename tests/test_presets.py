@@ -16,6 +16,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_softac import SoftAC, presets
 from sb3_softac.update.temperature import DualTemperature, ExpTemperature, FixedTemperature, LogTemperature
 from sb3_softac.zoo import expand_preset
+from tests import test_presets_modern
 from tests.helpers import InjectedNoise, RandomDiscreteEnv, RandomEnv, fill_buffer
 from tests.reference import Networks, Tensors
 
@@ -115,17 +116,18 @@ LISTED: dict[str, dict[str, Any]] = {
     },
     "crossq": {"bootstrap": "joint", "policy_delay": 3, "learning_rate": 1e-3, "actor_q": "min", "ent_coef_update": "log"},
     "crossq_small": {"bootstrap": "joint", "policy_delay": 3, "learning_rate": 1e-3, "actor_q": "min", "batch_size": 256},
+    "crossq_paper": {"bootstrap": "joint", "policy_delay": 3, "learning_rate": 1e-3, "learning_starts": 5000},
 }
 HIDDEN = {"spinningup_v1": [400, 300], "sigaud": [256]}
 N_CRITICS = {"redq": 10}
 N_OUTPUTS = {"tqc": 25}
-OF_CRITICS = {"crossq": [1024, 1024]}
+OF_CRITICS = {"crossq": [1024, 1024], "crossq_paper": [2048, 2048]}
 TRAIN_FREQ = {"spinningup_v1": (1, "episode"), "spinningup": (50, "step"), "slc": (100, "step"), "slc_code": (100, "step")}
 
 
 class TestListedValues:
     def test_every_preset_has_a_constant(self) -> None:
-        assert list(presets.PRESETS) == list(LISTED)
+        assert list(presets.PRESETS) == [*LISTED, *test_presets_modern.LISTED]
         for name, preset in presets.PRESETS.items():
             assert getattr(presets, name.upper()) is preset
 
@@ -150,7 +152,7 @@ class TestListedValues:
         kinds = {
             FixedTemperature: {"haarnoja2018", "haarnoja2018_hard", "spinningup_v1", "spinningup"},
             DualTemperature: {"slc"},
-            LogTemperature: {"sb3", "redq", "droq", "tqc", "crossq", "crossq_small"},
+            LogTemperature: {"sb3", "redq", "droq", "tqc", "crossq", "crossq_small", "crossq_paper"},
             ExpTemperature: {"haarnoja2019", "slc_code", "softlearning", "sigaud"},
         }
         assert {kind: {name for name in LISTED if type(make(name).temperature) is kind} for kind in kinds} == kinds
