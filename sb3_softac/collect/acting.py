@@ -1,9 +1,9 @@
 """Actions for the collection of experience, without the overhead of ``predict`` and of calling modules for a few rows.
 
 ``predict`` costs several times the arithmetic of a small actor. Most actors are MLPs on flat observations, and for these a few
-functions on the same weights do the same; on a GPU one captured graph does. Whatever is not exactly our own actor, made of
-known layers, falls back to ``predict()``, also if it is changed while it acts. How an actor samples from what its layers put
-out, it says itself (``networks.ActsDirectly``).
+functions on the same weights do the same; other hidden layers of ours are called as they are. On a GPU one captured graph does
+it. Whatever is not exactly our own actor, made of known layers, falls back to ``predict()``, also if it is changed meanwhile.
+How an actor samples from what its layers put out, it says itself (``networks.ActsDirectly``).
 """
 
 import warnings
@@ -35,7 +35,9 @@ POLICY_METHODS = ("predict", "_predict", "forward", "obs_to_tensor", "set_traini
 
 def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
     """The layer with the weights that it has at this moment, without what calling a module costs."""
-    own = layer._parameters
+    if type(layer) is not nn.Linear:
+        return layer(values)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
+    own: Any = layer._parameters
     result: th.Tensor = nn.functional.linear(values, own["weight"], own["bias"])
     return result
 
@@ -49,15 +51,17 @@ class DirectActor:
     def __init__(self, policy: SoftPolicy) -> None:
         self.policy = policy
         self.actor: Any = policy.actor
-        self.layers: list[nn.Module] = list(self.actor.latent_pi)
+        hidden = self.actor.latent_pi
+        #: hidden layers that are evaluated one by one; None if they are called together
+        self.layers: list[nn.Module] | None = list(hidden) if is_plain_mlp(hidden) else None
         self.normalizer = normalizer_of(self.actor)
         self._guards = ModuleGuards(_roots(self.actor))
 
     @staticmethod
     def can_act(policy: SoftPolicy) -> bool:
-        """Whether ``policy`` is an MLP of known layers on flat observations, on the CPU, and nothing in it is user-defined."""
+        """Whether ``policy`` is made of known layers, on flat observations and the CPU, and nothing in it is user-defined."""
         return (
-            is_plain_mlp(policy)
+            is_ours(policy)
             and policy.device.type == "cpu"
             and all(parameter.dtype == th.float32 for parameter in policy.actor.parameters())
         )
@@ -85,6 +89,8 @@ class DirectActor:
         return actions
 
     def _hidden(self, values: th.Tensor) -> th.Tensor:
+        if self.layers is None:
+            return self.actor.latent_pi(values)  # type: ignore[no-any-return]  # nn.Module.__call__ returns Any
         for layer in self.layers:
             activation = ACTIVATIONS.get(type(layer))
             values = _linear(layer, values) if activation is None else activation(values)
@@ -118,8 +124,8 @@ class CapturedActor:
 
     @staticmethod
     def can_act(policy: SoftPolicy) -> bool:
-        """Whether ``policy`` is an MLP of known layers on flat observations, on a GPU, and nothing in it is user-defined."""
-        return policy.device.type in graphs.CAPTURING and is_plain_mlp(policy)
+        """Whether ``policy`` is made of known layers, on flat observations and a GPU, and nothing in it is user-defined."""
+        return policy.device.type in graphs.CAPTURING and is_ours(policy)
 
     def holds(self, policy: SoftPolicy) -> bool:
         """Whether it still acts as ``policy`` does."""
@@ -170,8 +176,19 @@ def refuse_nan(values: Array) -> None:
         )
 
 
-def is_plain_mlp(policy: SoftPolicy) -> bool:
-    """Whether the policy is ours, an MLP of known layers on flat observations, and nothing in it is user-defined."""
+def is_plain_mlp(hidden: nn.Module) -> bool:
+    """Whether these hidden layers are linear ones and activations alone."""
+    return type(hidden) is MLP and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in hidden)
+
+
+def is_known(layer: nn.Module) -> bool:
+    """Whether a layer is one of ours, or one of PyTorch's that computes the same in every mode."""
+    kind = type(layer)
+    return kind in (nn.Linear, nn.LayerNorm, *ACTIVATIONS) or kind.__module__.startswith(f"{networks.__name__}.")
+
+
+def is_ours(policy: SoftPolicy) -> bool:
+    """Whether the policy is made of known layers, on flat observations, and nothing in it is user-defined."""
     space, actor = policy.observation_space, policy.actor
     return (
         type(policy).__module__.startswith(networks.__name__)
@@ -181,9 +198,7 @@ def is_plain_mlp(policy: SoftPolicy) -> bool:
         and type(actor.features_extractor) is FlattenExtractor
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
-        and type(actor.latent_pi) is MLP
-        and all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in actor.latent_pi)
-        and all(type(layer) is nn.Linear for layer in actor.output_layers())
+        and all(is_known(layer) for part in (actor.latent_pi, *actor.output_layers()) for layer in part.modules())
         and not torch_internals.has_hooks((policy, *_modules(actor)))
         and not any(map(hides_a_method, _modules(actor)))
         and type(actor.features_extractor.flatten) is nn.Flatten

@@ -6,6 +6,7 @@ nothing here: layers use their running statistics, and ``Update.batch_statistics
 
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_softac.networks.ensemble import CriticIndices, choose
 
@@ -59,6 +60,8 @@ class BatchRenorm(nn.Module):
         """
         if self.uses_batch:
             mean, var = self._batch_moments(inputs)
+        elif self.n_networks is None:  # the same in one call
+            return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         else:
             mean, var = choose(self.running_mean, indices), choose(self.running_var, indices)
         normalised = (inputs - mean) / (var + self.eps).sqrt()

@@ -30,6 +30,13 @@ CASES: dict[str, dict[str, Any]] = {
     "discrete": {"env": RandomDiscreteEnv(4)},
     "discrete from 2": {"env": RandomDiscreteEnv(4, start=2)},
     "several discrete": {"env": make_vec_env(RandomDiscreteEnv, 3)},
+    "layer normalisation": {"policy_kwargs": {**SMALL, "normalization": "layer"}},
+    "batch renormalisation": {"policy_kwargs": {**SMALL, "normalization": "batch_renorm"}, "bootstrap": "joint"},
+    "SimBa, normalised": {"policy_kwargs": {"net_arch": [8, 8], "encoder": "simba"}, "normalize_observations": True},
+    "BRO, discrete": {"policy_kwargs": {"net_arch": [8], "encoder": "bro"}, "env": RandomDiscreteEnv(4)},
+    "SimbaV2": {"policy_kwargs": {"net_arch": [8, 8], "encoder": "simba_v2"}},
+    "FlashSAC, several": {"policy_kwargs": {"net_arch": [8], "encoder": "flash"}, "env": make_vec_env(RandomEnv, 3)},
+    "FlashSAC, repeated noise": {"policy_kwargs": {"net_arch": [8], "encoder": "flash"}, "noise_repeat": 4},
 }
 
 

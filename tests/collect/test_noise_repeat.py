@@ -174,7 +174,7 @@ def test_action_noise_is_added() -> None:
     np.testing.assert_allclose(with_noise, np.clip(without + 0.1, -1, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dict", "images", "layers"])
+@pytest.mark.parametrize("kind", ["dict", "images", "another activation"])
 def test_policies_that_fall_back_to_predict(kind: str) -> None:
     images: Any = FakeImageEnv(36, 36, discrete=False)
     options: dict[str, Any] = {"seed": 0, "noise_repeat": 5, "learning_starts": 100, "random_steps": 0, "buffer_size": 100}
@@ -184,7 +184,7 @@ def test_policies_that_fall_back_to_predict(kind: str) -> None:
     elif kind == "images":
         model = quick_model(images, "CnnPolicy", **options)
     else:
-        model = quick_model(RandomEnv(), **options, policy_kwargs={"net_arch": [8], "normalization": {"pi": "layer"}})
+        model = quick_model(RandomEnv(), **options, policy_kwargs={"net_arch": [8], "activation_fn": th.nn.LeakyReLU})
     model.learn(5)
     assert model._runtime.actor is None
     assert model._kept_noise is not None
