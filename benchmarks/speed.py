@@ -10,8 +10,15 @@ HalfCheetah-v5, "act" with policy actions and without updates. Compilers start w
 OUTPUT.png; --report prints the tables of a CSV file, --plot draws it again, --only runs the cases whose names contain one of
 the given words, and keeps the others of a file that is there. --device cuda runs cases of its own on a GPU, where compiled
 steps are captured in a CUDA graph, too; there the peers start at the same time, and take turns from then on. SoftQL has no
-peer: its cases, called "SoftQL ...", compare compiled steps with eager ones. --profile shows where the time of SoftAC goes in
+peer: its cases, called "SoftQL ...", compare compiled steps with eager ones. Cases called "TQC ..." and "CrossQ ..." compare
+presets of ours with the classes of sb3-contrib and SBX, at the same sizes. --profile shows where the time of SoftAC goes in
 one case.
+
+    python benchmarks/speed.py --flops --only tqc crossq --peers "SoftAC eager"
+
+--flops counts the floating-point operations of a gradient step for each preset, and prints how many times longer it takes
+than they would at the speed of a product of two 1024 x 1024 matrices. --only and --peers choose presets, and eager or compiled
+steps.
 """
 
 import argparse
@@ -34,13 +41,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flops import gradient_step_flops  # benchmarks/flops.py
 
 PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
 #: with graphs of eager kernels; what is compiled is captured, too
 CUDA_PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC captured": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
 #: of the cases of soft Q-learning
 SOFT_QL_PEERS = {"SoftQL eager": "SoftQL", "SoftQL compiled": "SoftQL"}
-PACKAGES = ("sb3-softac", "stable-baselines3", "torch", "sbx-rl", "jax", "gymnasium", "mujoco", "numpy")
+#: the peer of TQC and CrossQ with which the others are compared
+CONTRIB = "sb3-contrib"
+#: presets that are compared with classes of sb3-contrib and SBX, by the names of these
+CONTRIB_PRESETS = {"TQC": "tqc", "CrossQ": "crossq_small"}
+PACKAGES = ("sb3-softac", "stable-baselines3", "sb3-contrib", "torch", "sbx-rl", "jax", "gymnasium", "mujoco", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +69,13 @@ class Case:
     gradient_steps: int = 1
     batch_size: int = 256
     n_envs: int = 1
+    algorithm: str = "SAC"  # or "TQC", "CrossQ"
     particles: int = 0  # of soft Q-learning, for its value and its kernel; 0 for soft actor-critic
     device: str = "cpu"  # or "cuda", where compiled steps are captured in a CUDA graph, too
 
     @property
     def flop(self) -> float:
-        """Floating-point operations of the matrix products of one gradient step.
+        """Floating-point operations of the matrix products of one gradient step of SAC, or of soft Q-learning.
 
         Critics: targets, values of the batch, values of the policy's actions forward; weights and hidden layers backward for
         the critic loss, all layers' inputs for the actor loss. Actor: both states forward, weights and hidden layers backward.
@@ -99,6 +112,7 @@ def _cases() -> list[Case]:
             Case(f"10 critics, 20 steps{suffix}", threads=threads, n_critics=10, gradient_steps=20),
             Case(f"learn, 1 environment{suffix}", kind="learn", threads=threads),
             Case(f"learn, 8 environments{suffix}", kind="learn", threads=threads, n_envs=8),
+            *(Case(f"{name} 2x256{suffix}", threads=threads, algorithm=name) for name in CONTRIB_PRESETS),
         ]
     cases += [
         Case("2x256, 100 steps, 2 threads", gradient_steps=100),
@@ -129,6 +143,7 @@ def _cuda_cases() -> list[Case]:
         Case("batch 1024", batch_size=1024),
         Case("2x256, 100 steps", gradient_steps=100),
         Case("width 1024", net_arch=(1024, 1024)),
+        *(Case(f"{name} 2x256", algorithm=name) for name in CONTRIB_PRESETS),
     ]
     return [dataclasses.replace(case, device="cuda") for case in cases]
 
@@ -140,6 +155,8 @@ def cases_on(device: str) -> list[Case]:
 
 def peers_of(case: Case, chosen: list[str]) -> list[str]:
     """Who is measured in a case; the others are compared with the first."""
+    if case.algorithm in CONTRIB_PRESETS:
+        return [CONTRIB, *(peer for peer in chosen if peer != "SB3")]
     return list(SOFT_QL_PEERS) if case.particles else chosen
 
 
@@ -170,15 +187,21 @@ def make_model(case: Case, peer: str) -> Any:
 
         kwargs |= {"kernel_particles": case.particles, "value_particles": case.particles}
         return SoftQL("MlpPolicy", env, device=case.device, compile=peer.endswith("compiled"), **kwargs)
-    if CUDA_PEERS[peer] == "SoftAC":
-        from sb3_softac import SoftAC
+    if CUDA_PEERS.get(peer) == "SoftAC":
+        from sb3_softac import SoftAC, presets
 
         way: Any = "auto" if peer.endswith("captured") else peer.endswith("compiled")  # too few steps to compile
+        if case.algorithm in CONTRIB_PRESETS:
+            kwargs = presets.get(CONTRIB_PRESETS[case.algorithm], **kwargs)
         return SoftAC("MlpPolicy", env, device=case.device, compile=way, **kwargs)
     if peer == "SBX":
-        from sbx import SAC as SBXSAC
+        import sbx
 
-        return SBXSAC("MlpPolicy", env, **kwargs)
+        return getattr(sbx, case.algorithm)("MlpPolicy", env, **kwargs)
+    if peer == CONTRIB:
+        import sb3_contrib
+
+        return getattr(sb3_contrib, case.algorithm)("MlpPolicy", env, device=case.device, **kwargs)
     from stable_baselines3 import SAC
 
     return SAC("MlpPolicy", env, device=case.device, **kwargs)
@@ -196,17 +219,14 @@ def fill(model: Any, n_transitions: int) -> None:
 
 def prepare(case: Case, peer: str) -> Callable[[], int]:
     """A function that does a little of the work, waits for its end, and says how many units it were."""
-    from stable_baselines3.common.logger import Logger
-
-    model = make_model(case, peer)
-    model.set_logger(Logger(None, []))
-    fill(model, 5_000 // case.n_envs)
+    model = ready(make_model(case, peer), 5_000 // case.n_envs)
 
     def settle() -> None:
         if peer == "SBX":
             import jax
 
-            jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
+            states = [state for name, state in vars(model.policy).items() if name.endswith("_state")]
+            jax.block_until_ready([state.params for state in states])
         elif case.device == "cuda":
             import torch as th
 
@@ -269,8 +289,15 @@ def limited(threads: int, pinned: bool = True) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def gemm_rate(threads: int, device: str) -> float:
-    """The highest FLOP/s of square float32 products that can be seen, by PyTorch's own product or oneDNN's, in three sizes."""
+#: square products, and how often each is repeated
+GEMM_SIZES = ((256, 50), (512, 8), (1024, 2))
+
+
+def gemm_rate(threads: int, device: str, sizes: tuple[tuple[int, int], ...] = GEMM_SIZES) -> float:
+    """The highest FLOP/s of square float32 products that can be seen, by PyTorch's own product or oneDNN's.
+
+    On a GPU the products have one size, 4096.
+    """
     import torch as th
 
     th.set_num_threads(threads)
@@ -289,7 +316,7 @@ def gemm_rate(threads: int, device: str) -> float:
     has_onednn: Any = th.backends.mkldnn.is_available  # torch ships it without annotations
     if has_onednn():
         products.append(lambda left, right: th.ops.mkldnn._linear_pointwise.default(left, right, None, "none", [], ""))
-    for size, repetitions in ((256, 50), (512, 8), (1024, 2)):
+    for size, repetitions in sizes:
         left, right = th.randn(size, size), th.randn(size, size)
         for multiply, _ in itertools.product(products, range(8)):
             start = time.perf_counter()
@@ -315,6 +342,7 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     started |= {peer: ends[peer].recv() for peer in peers if peer not in started}  # all are ready before one is measured
     with limited(case.threads, pinned=on_cpu):  # oneDNN goes on with the threads that a process once had
         arithmetic = context.Pool(1)
+    flop = arithmetic.apply(flop_of, (case,))
     rates: dict[str, list[float]] = {peer: [] for peer in peers}
     memory: dict[str, float] = {}
     gemm = [0.0]
@@ -336,10 +364,28 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
         **{package: version(package) for package in PACKAGES},
         "python": platform.python_version(),
     }
-    return [_row(case, peer, rates, started[peer], memory[peer], max(gemm)) | setting for peer in peers]
+    limits = {"mflop": round(flop / 1e6, 2), "gemm_gflops": round(max(gemm) / 1e9, 1)}
+    return [_row(case, peer, rates, started[peer], memory[peer]) | limits | setting for peer in peers]
 
 
-def _row(case: Case, peer: str, rates: dict[str, list[float]], started: float, memory: float, gemm: float) -> dict[str, Any]:
+def flop_of(case: Case) -> float:
+    """Floating-point operations of one gradient step: by formula, or counted where there is none."""
+    if case.algorithm not in CONTRIB_PRESETS:
+        return case.flop
+    counted = dataclasses.replace(case, kind="updates", device="cpu")
+    return gradient_step_flops(ready(make_model(counted, "SoftAC eager"), 500))
+
+
+def ready(model: Any, n_transitions: int) -> Any:
+    """The model with a logger and transitions, so that its ``train()`` can be called."""
+    from stable_baselines3.common.logger import Logger
+
+    model.set_logger(Logger(None, []))
+    fill(model, n_transitions)
+    return model
+
+
+def _row(case: Case, peer: str, rates: dict[str, list[float]], started: float, memory: float) -> dict[str, Any]:
     """What was measured of one peer; ratios are to the first."""
     first = next(iter(rates.values()))
     return {
@@ -352,8 +398,6 @@ def _row(case: Case, peer: str, rates: dict[str, list[float]], started: float, m
         "highest": round(max(rates[peer]), 2),
         "first_calls_s": round(started, 2),
         "peak_rss_mb": round(memory, 1),
-        "mflop": round(case.flop / 1e6, 2),
-        "gemm_gflops": round(gemm / 1e9, 1),
     }
 
 
@@ -363,7 +407,7 @@ def profile(case: Case) -> str:
 
     lines = [f"| {case.name} | products by oneDNN, ms | all else, ms | together, ms |", "|---" * 4 + "|"]
     th.set_num_threads(case.threads)
-    for peer in peers_of(case, ["SoftAC eager", "SoftAC compiled"]):
+    for peer in [peer for peer in peers_of(case, ["SoftAC eager", "SoftAC compiled"]) if peer != CONTRIB]:
         work = prepare(case, peer)
         for _ in range(5):  # compiles
             work()
@@ -412,7 +456,8 @@ def by_case(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
 def report(rows: list[dict[str, Any]]) -> str:
     """Speeds with their ratios to SB3's, then memory, compile times and the distance to the limit, as Markdown."""
     soft_ql = {name: peers for name, peers in by_case(rows).items() if not set(peers) - set(SOFT_QL_PEERS)}
-    table = {name: peers for name, peers in by_case(rows).items() if name not in soft_ql}
+    table = {name: peers for name, peers in by_case(rows).items() if "SB3" in peers}
+    contrib = {name: peers for name, peers in by_case(rows).items() if CONTRIB in peers}
     on_gpu = any(row.get("device") == "cuda" for row in rows)
     lines = ["| case | SoftQL eager | SoftQL compiled | limit |", "|---" * 4 + "|"] if soft_ql else []
     for name, (eager, compiled) in ((name, peers.values()) for name, peers in soft_ql.items()):
@@ -421,21 +466,29 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"{_rounded(float(eager['median']))} | {_rounded(float(compiled['median']))} ({float(compiled['ratio']):.2f}x)"
         )
         lines.append(f"| {name} | {speeds} | {_rounded(limit)} |")
-    return "\n".join([*lines, *([""] if lines and table else []), *(_report_of_sac(table, on_gpu) if table else [])])
+    of_sac = _report_of_sac(table, on_gpu) if table else []
+    columns = [CONTRIB, *(peer for peer in (CUDA_PEERS if on_gpu else PEERS) if peer != "SB3")]
+    of_contrib = _speeds(contrib, columns) if contrib else []
+    return "\n\n".join("\n".join(part) for part in (lines, of_contrib, of_sac) if part)
 
 
-def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]], on_gpu: bool) -> list[str]:
-    columns = CUDA_PEERS if on_gpu else PEERS
+def _speeds(table: dict[str, dict[str, dict[str, Any]]], columns: list[str]) -> list[str]:
+    """Speeds of some peers, with their ratios to the first of them, and the limit."""
     lines = [f"| case | {' | '.join(columns)} | limit |", "|---" * (len(columns) + 2) + "|"]
     for name, peers in table.items():
         cells = []
         for peer in columns:
             row = peers.get(peer)
-            ratio = f" ({float(row['ratio']):.2f}x)" if row and peer != "SB3" else ""
+            ratio = f" ({float(row['ratio']):.2f}x)" if row and peer != columns[0] else ""
             cells.append("" if row is None else f"{_rounded(float(row['median']))}{ratio}")
-        row = peers["SB3"]
+        row = peers[columns[0]]
         limit = 1e3 * float(row["gemm_gflops"]) / float(row["mflop"])
         lines.append(f"| {name} | {' | '.join(cells)} | {_rounded(limit) if row['kind'] == 'updates' else ''} |")
+    return lines
+
+
+def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]], on_gpu: bool) -> list[str]:
+    lines = _speeds(table, list(CUDA_PEERS if on_gpu else PEERS))
     if on_gpu:
         return lines  # what starts together says nothing of compile times
     lines += ["", "| case | peak memory, MB: SB3 | SoftAC eager | SoftAC compiled | SBX |", "|---" * 5 + "|"]
@@ -475,7 +528,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
-    rows = [row for row in rows if row["peer"] in PEERS]
+    rows = [row for row in rows if row["peer"] in PEERS and row.get("algorithm") in (None, "", "SAC")]
     table = by_case(rows)
     figure, axes = plt.subplot_mosaic(
         [["ratios", "batch"], ["ratios", "width"], ["ratios", "critics"], ["ratios", "environments"]],
@@ -529,6 +582,61 @@ def _belongs(row: dict[str, Any], name: str) -> bool:
     return all(str(row.get(field) or value) == value for field, value in standard.items() if field != free)
 
 
+def make_preset_model(name: str, compile: bool) -> Any:
+    """A model of a preset, of ``SoftAC`` or ``SoftQL``, with spaces as large as HalfCheetah's."""
+    from sb3_softac import SoftAC, SoftQL, presets
+
+    owner: Any = SoftQL if name in presets.SOFTQL_PRESETS else SoftAC
+    arguments = presets.get(name, buffer_size=5_000, learning_starts=0)
+    return ready(owner("MlpPolicy", make_spaces(Case(name)), device="cpu", seed=0, compile=compile, **arguments), 5_000)
+
+
+def seconds_per_step(model: Any, at_least: float) -> float:
+    """Time of a gradient step, as a mean over ``at_least`` seconds of those that the model does at a time."""
+    at_a_time = max(model.gradient_steps, 1)
+    start, steps = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < at_least:
+        model.train(at_a_time, model.batch_size)
+        steps += at_a_time
+    return elapsed / steps
+
+
+def flops_row(name: str, ways: list[str], threads: int, rounds: int, seconds: float) -> str:
+    """One preset: its floating-point operations, and how long a gradient step takes beside them, as a row of Markdown.
+
+    The product of matrices and all ways take turns; times are medians, and the product's speed is the highest.
+    """
+    flop = gradient_step_flops(make_preset_model(name, compile=False))
+    models = {way: make_preset_model(name, compile=way.endswith("compiled")) for way in ways}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for model in models.values():
+        for _ in range(max(3, getattr(model, "policy_delay", 1))):  # compiles every kind of step
+            model.train(1, model.batch_size)
+    peak = 0.0
+    for _ in range(rounds):
+        peak = max(peak, gemm_rate(threads, "cpu", sizes=((1024, 2),)))
+        for way, model in models.items():
+            times[way].append(seconds_per_step(model, seconds))
+    limit = flop / peak
+    cells = [f"{1e3 * statistics.median(each):.2f} | {statistics.median(each) / limit:.1f}" for each in times.values()]
+    return f"| `{name}` | {flop / 1e6:,.1f} | {peak / 1e9:.0f} | {1e3 * limit:.2f} | {' | '.join(cells)} |"
+
+
+def print_flops(chosen: list[str], ways: list[str], threads: int, rounds: int, seconds: float) -> None:
+    """The table of all presets whose names contain one of the chosen words, or of all; each row is printed when it is done."""
+    from sb3_softac import presets
+
+    names = [
+        name for name in (*presets.PRESETS, *presets.SOFTQL_PRESETS) if not chosen or any(word in name for word in chosen)
+    ]
+    columns = " | ".join(f"{way.rpartition(' ')[2]}, ms | / limit" for way in ways)
+    print(f"{machine('cpu')}, {threads} threads\n")
+    print(f"| preset | MFLOP per gradient step | 1024³ product, GFLOP/s | limit, ms | {columns} |")
+    print("|---" * (4 + 2 * len(ways)) + "|", flush=True)
+    for name in names:
+        print(flops_row(name, ways, threads, rounds, seconds), flush=True)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -544,12 +652,18 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     names = [case.name for case in _cases()]
     parser.add_argument("--profile", metavar="CASE", choices=names, help="only show where the time of SoftAC goes in a case")
+    parser.add_argument("--flops", action="store_true", help="only compare presets with the limit of their arithmetic")
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
     parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file")
     args = parser.parse_args()
     if args.profile:
         with limited(2):
             print(profile(next(case for case in _cases() if case.name == args.profile)))
+        return
+    if args.flops:
+        with limited(2):
+            ways = [peer for peer in ("SoftAC eager", "SoftAC compiled") if peer in args.peers]
+            print_flops(args.only or [], ways, 2, args.rounds, args.seconds)
         return
     if args.report or args.plot:
         if args.report:

@@ -301,7 +301,7 @@ class SoftAC(SoftAlgorithm):
 
     def warm_start(
         self: SelfSoftAC,
-        source: "str | pathlib.Path | io.BufferedIOBase | SoftAC | SAC",
+        source: str | pathlib.Path | io.BufferedIOBase | OffPolicyAlgorithm,
         temperature: bool = False,
         *,
         trusted: bool = False,
@@ -311,7 +311,7 @@ class SoftAC(SoftAlgorithm):
         All else is as it was constructed: optimizers start again, and α at its initial value. Uniformly random steps at the
         start would hide the policy; ``random_steps=0`` skips them.
 
-        :param source: a ``SoftAC`` or SB3 ``SAC``, or the file that one was saved to
+        :param source: a ``SoftAC``, SB3 ``SAC``, sb3-contrib ``TQC`` or ``CrossQ``, or the file that one was saved to
         :param temperature: take over α too, within ``ent_coef_max``; this model must learn its temperature
         :param trusted: run whatever code the file holds, as SB3 does
         :return: this model
@@ -329,16 +329,19 @@ class SoftAC(SoftAlgorithm):
         trusted: bool = False,
         **ours: Any,
     ) -> SelfSoftAC:
-        """Take over a model of SB3's ``SAC`` or sb3-contrib's ``TQC``: weights, targets, optimizers, temperature and counters.
+        """Take over a model of SB3's ``SAC``, or of sb3-contrib's ``TQC`` or ``CrossQ``, to train on.
 
-        Environment and replay buffer are handed over, not copied; a file has none. A learned temperature continues in SB3's
-        form (``ent_coef_update="log"``), so that training goes on as SB3 would, unless another form is asked for.
+        What it has learned and counted comes along: weights, targets, statistics of batch renormalisation, optimizers,
+        temperature, counters. Environment and replay buffer are handed over, not copied; a file has none. A learned
+        temperature continues in SB3's form (``ent_coef_update="log"``), so that training goes on as it would there, unless
+        another form is asked for.
 
         :param sac: the model, or the file that it was saved to, as a name or a binary stream
         :param trusted: run whatever code the file holds, as SB3 does
         :param ours: arguments of ``SoftAC`` that replace those of ``sac``, such as ``env``
         :return: the new model
-        :raises ValueError: ``sac`` is neither, or it has no weights or no buffer for what ``ours`` asks for
+        :raises ValueError: ``sac`` is another model, has an option that has no place here, or has no weights or no buffer for
+            what ``ours`` asks for
         """
         return cast(SelfSoftAC, conversion.continue_sac(cls, sac, ours, trusted))
 

@@ -14,15 +14,15 @@ import io
 import runpy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pprint import pprint
 from types import FunctionType, ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import yaml
 
-from sb3_softac import SoftAC, presets, zoo_resume
+from sb3_softac import SoftAC, presets, zoo_resume, zoo_search
 from sb3_softac.arguments.checks import check_choice
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
@@ -30,8 +30,6 @@ from sb3_softac.files.reading import attribute_names
 from sb3_softac.zoo_algorithms import ALGORITHMS, Algorithm, quoted, suggestion
 
 # RL Zoo is imported inside functions: its modules may be in the middle of their own import when this one is.
-if TYPE_CHECKING:
-    import optuna
 
 #: The algorithm that is meant where none is named.
 ALGO = "softac"
@@ -65,63 +63,6 @@ def hyperparams_path(algo: str = ALGO) -> Path:
     """
     check_choice("algo", algo, tuple(ALGORITHMS))
     return ALGORITHMS[algo].hyperparams_path
-
-
-# --- hyperparameter search
-
-
-class _PartlyFixed:
-    """An Optuna trial that does not sample some of the numbers that it is asked for.
-
-    :param trial: the trial
-    :param fixed: their names
-    """
-
-    def __init__(self, trial: "optuna.Trial", fixed: Collection[str]) -> None:
-        self._trial, self._fixed = trial, fixed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial, name)
-
-    def suggest_float(self, name: str, low: float, high: float, **kwargs: Any) -> float:
-        return low if name in self._fixed else self._trial.suggest_float(name, low, high, **kwargs)
-
-
-def sample_params(
-    algorithm: Algorithm, trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
-) -> dict[str, Any]:
-    """Sample what RL Zoo samples for SAC, and our own options.
-
-    :param algorithm: what it is for
-    :param trial: Optuna trial
-    :param n_actions: action dimension; 0, as RL Zoo has it, if actions are discrete
-    :param n_envs: number of environments
-    :param additional_args: RL Zoo's information about the replay buffer
-    :return: constructor arguments
-    """
-    from rl_zoo3.hyperparams_opt import sample_sac_params
-
-    shared = sample_sac_params(cast(Any, _PartlyFixed(trial, algorithm.fixed)), n_actions, n_envs, additional_args)
-    return _with_ours(algorithm, shared, algorithm.sample(trial, n_actions))
-
-
-def convert_params(algorithm: Algorithm, sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """Turn the parameters of a trial into constructor arguments; the shared ones are converted as those of SAC.
-
-    :param algorithm: what it is for
-    :param sampled_params: parameters as Optuna stores them
-    :return: constructor arguments
-    """
-    from rl_zoo3.hyperparams_opt import convert_offpolicy_params
-
-    ours = {name: value for name, value in sampled_params.items() if name in algorithm.sampled}
-    shared = {name: value for name, value in sampled_params.items() if name not in algorithm.sampled}
-    return _with_ours(algorithm, convert_offpolicy_params(shared), ours)
-
-
-def _with_ours(algorithm: Algorithm, shared: dict[str, Any], sampled: dict[str, Any]) -> dict[str, Any]:
-    ours = algorithm.arguments(sampled)
-    return {**shared, **ours, "policy_kwargs": {**shared["policy_kwargs"], **ours.get("policy_kwargs", {})}}
 
 
 def _class_of(algorithm: Algorithm) -> Any:
@@ -253,6 +194,7 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
         if self.storage and self.study_name and self.trial_id:
             explicit = self.load_trial(self.storage, self.study_name, self.trial_id) | explicit
         algorithm.check_names(hyperparams, option_defaults(algorithm))
+        zoo_search.take(self, hyperparams, algorithm)
         hyperparams = expand_preset(explicit, hyperparams, algorithm)
         if self.n_timesteps > 0:
             hyperparams["n_timesteps"] = self.n_timesteps
@@ -398,11 +340,13 @@ def extend_experiment_manager(module: ModuleType) -> None:
     :param module: ``rl_zoo3.exp_manager``
     """
     import rl_zoo3.callbacks
-    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+    from rl_zoo3 import hyperparams_opt as opt
 
     for name, algorithm in ALGORITHMS.items():
-        HYPERPARAMS_SAMPLER.setdefault(name, functools.partial(sample_params, algorithm))
-        HYPERPARAMS_CONVERTER.setdefault(name, functools.partial(convert_params, algorithm))
+        sample = functools.partial(zoo_search.sample_params, algorithm, opt.sample_sac_params)
+        convert = functools.partial(zoo_search.convert_params, algorithm, opt.convert_offpolicy_params)
+        opt.HYPERPARAMS_SAMPLER.setdefault(name, sample)
+        opt.HYPERPARAMS_CONVERTER.setdefault(name, convert)
     _extend(
         module.ExperimentManager,
         __init__=_with_our_defaults,
@@ -410,6 +354,7 @@ def extend_experiment_manager(module: ModuleType) -> None:
         _load_pretrained_agent=_continue,
         create_callbacks=zoo_resume.with_checkpoints,
         _save_config=zoo_resume.with_durable_config,
+        objective=zoo_search.with_search,
     )
     extend_callbacks(rl_zoo3.callbacks)  # which the manager has imported
 

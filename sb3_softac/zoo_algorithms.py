@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_softac import SoftAC, SoftQL, presets
+from sb3_softac import SoftAC, SoftQL, presets, zoo_spaces
 from sb3_softac.algorithm import SoftAlgorithm
+from sb3_softac.zoo_spaces import Search, Suggest
 
 if TYPE_CHECKING:
     import optuna
@@ -25,22 +26,21 @@ PLAIN_STRING = re.compile(r"((lin|exp|cos|warm|std)_[-+.\w]+|auto(_[-+.\w]+)?)")
 #: Names of functions, classes and modules, which are strings where an argument takes names.
 PLAIN_NAME = re.compile(r"(?!(True|False|None)$)[A-Za-z_][-.\w]*")
 
-#: Hyperparameters that RL Zoo itself understands, and ours that stands for many.
+#: Hyperparameters that RL Zoo itself understands, and two of ours: one stands for many, one says what a search samples.
 OF_RL_ZOO = (
     *("callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps", "noise_std"),
-    *("noise_type", "normalize", "policy", "preset", "vec_env_wrapper"),
+    *("noise_type", "normalize", "policy", "preset", "search", "vec_env_wrapper"),
 )
 
 #: Those that take names, as do arguments of an algorithm whose default is a string.
-TAKE_NAMES = ("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "vec_env_wrapper")
+TAKE_NAMES = (
+    *("callback", "env_wrapper", "noise_type", "policy", "preset", "replay_buffer_class", "search", "vec_env_wrapper"),
+)
 #: Arguments that take names though their default is None.
 NAMES_OR_NONE = ("actor_q",)
 
 #: Arguments of the algorithms that RL Zoo passes from its own command line.
 OF_COMMAND_LINE = {name: f"--{name.replace('_', '-')}" for name in ("device", "env", "seed", "tensorboard_log", "verbose")}
-
-#: Samples the parameter of a trial that has this name.
-Suggest = Callable[["optuna.Trial", str], Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Algorithm:
     :param fixed: what RL Zoo samples for SAC and ``arguments`` sets in another way
     :param of_task: arguments that the presets leave to the task, so that one in ``-params`` does not replace them
     :param takes_sac: whether it continues agents of SB3's SAC
+    :param searches: those that take the place of ``space`` where the hyperparameter ``search`` asks for one, by name
     """
 
     name: str
@@ -71,6 +72,7 @@ class Algorithm:
     fixed: tuple[str, ...] = ()
     of_task: tuple[str, ...] = ()
     takes_sac: bool = False
+    searches: Mapping[str, Search] = field(default_factory=dict)
 
     @property
     def sampled(self) -> tuple[str, ...]:
@@ -85,6 +87,13 @@ class Algorithm:
         """
         space = {**self.space, **(self.continuous_space if n_actions else {})}
         return {name: suggest(trial, name) for name, suggest in space.items()}
+
+    def check_search(self, name: object) -> None:
+        """:raises ValueError: ``name`` is neither None nor that of a search"""
+        if name is None or (isinstance(name, str) and name in self.searches):
+            return
+        allowed = f"one of {', '.join(map(repr, self.searches))}, or left out" if self.searches else "left out"
+        raise ValueError(f"`search` is {name!r}, but it must be {allowed} for {self.base.__name__}.")
 
     @property
     def hyperparams_path(self) -> Path:
@@ -164,87 +173,25 @@ def suggestion(name: str, allowed: list[str]) -> str:
     return f" Did you mean {matches[0]}?" if matches else ""
 
 
-# --- search spaces
-
-
-def _one_of(*values: Any) -> Suggest:
-    return lambda trial, name: trial.suggest_categorical(name, values)
-
-
-def _integer(low: int, high: int) -> Suggest:
-    return lambda trial, name: trial.suggest_int(name, low, high)
-
-
-def _magnitude(low: float, high: float) -> Suggest:
-    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
-
-
-def _arguments_softac(sampled: dict[str, Any]) -> dict[str, Any]:
-    # A search over its update needs a learned temperature; the common learning rate is sampled, so critics must follow it.
-    implied: dict[str, Any] = {"ent_coef": "auto", "critic_learning_rate": None, "ent_coef_learning_rate": None}
-    if not sampled.get("value_network", False):
-        implied["value_learning_rate"] = None
-    return {**implied, **sampled}
-
-
-#: How the targets of soft Q-learning follow: copied as in the paper, or by Polyak averaging.
-TARGET_UPDATES: dict[str, dict[str, Any]] = {
-    "copy": {"tau": 1.0, "target_update_interval": 1000},
-    "polyak": {"tau": 0.005, "target_update_interval": 1},
-}
-
-#: Options that a search over soft Q-learning leaves at their defaults: the reward scale is its temperature, the sampled
-#: learning rate is also that of the critics, and the sampled networks have no density.
-SOFTQL_DEFAULTS = (
-    *("ent_coef", "ent_coef_update", "ent_coef_max", "ent_coef_learning_rate", "target_entropy", "target_entropy_scale"),
-    *("critic_learning_rate", "value_proposal"),
-)
-
-
-def _arguments_softql(sampled: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(SoftQL).parameters
-    others = {name: value for name, value in sampled.items() if name not in ("target_update", "n_critics")}
-    return {
-        **{name: parameters[name].default for name in SOFTQL_DEFAULTS},
-        **TARGET_UPDATES[sampled["target_update"]],
-        **others,
-        "policy_kwargs": {"n_critics": sampled["n_critics"]},
-    }
-
-
 # --- the table
 
 SOFTAC = Algorithm(
     name="softac",
     base=SoftAC,
     presets=presets.PRESETS,
-    space={
-        "value_network": _one_of(False, True),
-        "actor_q": _one_of("min", "mean", "first"),
-        "target_q": _one_of("min", "mean"),
-        "policy_delay": _integer(1, 3),
-        "ent_coef_update": _one_of("dual", "log", "exp"),
-        "actor_learning_rate": _magnitude(1e-5, 0.002),
-    },
-    arguments=_arguments_softac,
+    space=zoo_spaces.SOFTAC,
+    arguments=zoo_spaces.softac_arguments,
     takes_sac=True,
+    searches={"critics": zoo_spaces.CRITICS},
 )
 
 SOFTQL = Algorithm(
     name="softql",
     base=SoftQL,
     presets=presets.SOFTQL_PRESETS,
-    space={
-        "reward_scale": _magnitude(0.1, 100.0),
-        "target_update": _one_of(*TARGET_UPDATES),
-        "n_critics": _integer(1, 2),
-    },
-    continuous_space={
-        "kernel_particles": _one_of(16, 32),
-        "value_particles": _one_of(16, 32),
-        "actor_learning_rate": _magnitude(1e-5, 0.002),
-    },
-    arguments=_arguments_softql,
+    space=zoo_spaces.SOFTQL,
+    continuous_space=zoo_spaces.SOFTQL_CONTINUOUS,
+    arguments=zoo_spaces.softql_arguments,
     fixed=("tau",),
     of_task=("reward_scale",),
 )

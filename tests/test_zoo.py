@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import optuna
@@ -26,6 +27,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import SoftAC, presets, zoo
+from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.zoo_algorithms import ALGORITHMS, OF_RL_ZOO
 
 PYTHON, RL_ZOO3 = [sys.executable], [str(Path(sys.executable).parent / "rl_zoo3")]
@@ -131,6 +134,19 @@ class TestCommands:
             assert name in printed
         (report,) = (tmp_path / "logs" / "softac").glob("report_*.csv")
         assert len(report.read_text().splitlines()) == 3
+
+    def test_a_search_over_critics(self, run: Run, tmp_path: Path) -> None:
+        short = ["-n", "150", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots", "--seed", "0"]
+        search = ["-optimize", "--n-trials", "2", "--sampler", "random", "--pruner", "none", "-params", "search:critics"]
+        printed = run(*PYTHON, "-m", "rl_zoo3.train", *PENDULUM, *short, *search)
+        assert printed.count("finished with value") == 2
+        assert "Search space: critics (critic_head, " in printed
+        (report,) = (tmp_path / "logs" / "softac").glob("report_*.csv")
+        columns, *trials = report.read_text().splitlines()
+        assert len(trials) == 2
+        assert {"params_critic_head", "params_encoder", "user_attrs_search"} <= set(columns.split(","))
+        printed = run(*PYTHON, "-m", "rl_zoo3.train", *PENDULUM, "-params", "search:critics", expect=1)
+        assert "`search` is 'critics', but it must be left out without -optimize" in printed
 
     def test_our_own_entry_point_needs_no_start_up_hook(self, run: Run) -> None:
         command = ["-m", "sb3_softac.zoo", "train", *PENDULUM, "-n", "150", "--eval-freq", "-1"]
@@ -614,6 +630,130 @@ class TestSearchSpace:
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
         sampled = HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
         assert HYPERPARAMS_CONVERTER["softac"](trial.params) == sampled
+
+
+def sample_critics(seed: int, n_trials: int) -> Iterator[tuple[optuna.Trial, dict[str, Any]]]:
+    """Trials of the search over critics, and the constructor arguments of each."""
+    zoo.register()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for _ in range(n_trials):
+        trial = study.ask()
+        trial.set_user_attr("search", "critics")
+        yield trial, HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
+
+
+class TestSearchOverCritics:
+    #: what a hyperparameter file or a command line may set
+    GIVEN: ClassVar[dict[str, Any]] = {
+        "bootstrap": "joint",
+        "ent_coef": 0.1,
+        "value_learning_rate": 1e-3,
+        "value_network": True,
+        "target_q": "mean",
+        "target_update_interval": 4,
+        "tau": 0.3,
+        "top_quantiles_to_drop_per_net": 7,
+    }
+
+    @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+    @pytest.mark.parametrize("given", [{}, GIVEN])
+    def test_200_trials_construct_a_model_each(self, given: dict[str, Any], env: str) -> None:
+        small = {64: 4, 256: 5, 400: 6, 300: 7}
+        if given and env == "Pendulum-v1":
+            given = {**given, "use_sde": True, "sde_sample_freq": 4}
+        seen: dict[str, set[Any]] = {}
+        for trial, sampled in sample_critics(seed=3, n_trials=200):
+            policy_kwargs = dict(sampled["policy_kwargs"])
+            widths = policy_kwargs["net_arch"] = [small[width] for width in policy_kwargs["net_arch"]]
+            arguments = {**given, **sampled, "policy_kwargs": policy_kwargs, "device": "cpu", "buffer_size": 10}
+            model = SoftAC("MlpPolicy", env, **arguments)
+            params = trial.params
+            assert model.policy.critic_head == params["critic_head"]
+            assert model.policy.encoder == params["encoder"]
+            assert model.bootstrap == params.get("bootstrap", "target")
+            assert ("tau" in params) == (model.bootstrap != "joint")
+            assert params.get("normalization") == policy_kwargs.get("normalization")
+            assert params["encoder"] == "mlp" or len(set(widths)) == 1
+            assert model.bootstrap == "target" or "batch_renorm" in params.values() or params["encoder"] == "flash"
+            if params["critic_head"] == "quantile":
+                assert model.critic.head.n_numbers == params["n_quantiles"]
+                assert model.top_quantiles_to_drop_per_net == params["top_quantiles_to_drop_per_net"] < params["n_quantiles"]
+            if params["critic_head"] == "categorical":
+                assert model.policy_kwargs["value_range"] == (-params["value_bound"], params["value_bound"])
+            seen.setdefault("pair", set()).add((params["critic_head"], model.bootstrap))
+            for name, value in params.items():
+                seen.setdefault(name, set()).add(value)
+        heads, ways = ("scalar", "quantile", "categorical"), ("target", "joint", "joint_target")
+        assert seen["pair"] == {(head, way) for head in heads for way in ways}
+        assert seen["encoder"] == set(ENCODERS)
+        assert seen["normalization"] == {None, "layer", "batch_renorm"}
+        assert seen["value_network"] == {False, True}
+        assert set(ALGORITHMS["softac"].searches["critics"].sampled) <= seen.keys()
+
+    def test_every_kind_of_trial_trains(self) -> None:
+        """One of each head, encoder, normalisation and bootstrap, with whatever else came along."""
+        done = set()
+        for trial, sampled in sample_critics(seed=4, n_trials=300):
+            kind = tuple(trial.params.get(name) for name in ("critic_head", "encoder", "normalization", "bootstrap"))
+            if kind in done or max(sampled["policy_kwargs"]["net_arch"]) > 64:
+                continue
+            done.add(kind)
+            arguments = {**sampled, "batch_size": 8, "train_freq": 1, "gradient_steps": 3, "learning_starts": 10}
+            model = SoftAC("MlpPolicy", "Pendulum-v1", buffer_size=50, device="cpu", compile=False, **arguments)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*targets lie outside of `value_range`")
+                model.learn(12, log_interval=None)
+            assert model._n_updates == 6
+        assert len(done) >= 25
+
+    def test_the_converter_gives_what_the_sampler_gave(self) -> None:
+        for trial, sampled in sample_critics(seed=5, n_trials=50):
+            converted = HYPERPARAMS_CONVERTER["softac"](trial.params)
+            assert {"tau": 0.005, **converted} == {"tau": 0.005, **sampled}
+
+    def test_without_the_switch_nothing_has_changed(self) -> None:
+        """The same names, in the same order, as in version 0.1: from one seed come the same trials."""
+        zoo.register()
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        HYPERPARAMS_SAMPLER["softac"](trial, 1, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
+        shared = ["one_minus_gamma", "batch_size_pow", "learning_rate", "train_freq", "tau", "net_arch"]
+        ours = ["value_network", "actor_q", "target_q", "policy_delay", "ent_coef_update", "actor_learning_rate"]
+        assert list(trial.params) == [*shared, *ours]
+        assert trial.user_attrs.keys() == {"gamma", "batch_size"}
+
+    @pytest.mark.parametrize(
+        ("algo", "name", "message"),
+        [
+            ("softac", "critic", "`search` is 'critic', but it must be one of 'critics', or left out for SoftAC"),
+            ("softql", "critics", "`search` is 'critics', but it must be left out for SoftQL"),
+        ],
+    )
+    def test_unknown_searches(self, algo: str, name: str, message: str, experiment: Experiment) -> None:
+        with pytest.raises(ValueError, match=message):
+            experiment(algo=algo, hyperparams={"search": name}, optimize_hyperparameters=True)
+
+    def test_in_a_file(self, experiment: Experiment, tmp_path: Path) -> None:
+        """There it belongs to searches alone, and the command line can take it back."""
+        (tmp_path / "mine.yml").write_text(FROM_FILE + "  search: critics\n")
+        config = str(tmp_path / "mine.yml")
+        for given, search in (({}, "critics"), ({"search": None}, None)):
+            manager, _ = experiment(config=config, optimize_hyperparameters=True, hyperparams=given)
+            assert vars(manager)["search"] == search
+        manager, model = experiment(config=config)
+        assert type(model) is SoftAC
+        assert "search" not in saved_by(manager)
+
+    def test_a_trial_that_diverges_is_pruned(self, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It ends no search: RL Zoo expects a ValueError there."""
+
+        def diverge(*_: Any, **__: Any) -> None:
+            raise TrainingDivergedError("critic_loss is nan")
+
+        manager, _ = experiment(optimize_hyperparameters=True, n_timesteps=100, n_evaluations=1)
+        monkeypatch.setattr(SoftAC, "learn", diverge)
+        study = optuna.create_study()
+        study.optimize(manager.objective, n_trials=2)
+        assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.PRUNED] * 2
 
 
 def test_the_file_lists_the_tasks() -> None:

@@ -1,15 +1,12 @@
-"""From another model to ours and back: arguments, weights, optimizer states and counters of ``SAC``, and of contrib's ``TQC``.
+"""From a model of SB3's ``SAC``, or of sb3-contrib's ``TQC`` or ``CrossQ``, to ours: arguments, optimizers, counters.
 
-It stands apart because nothing else here needs to know how SB3 names and orders the parameters of its critics. The class of
-our models is passed in: no file imports it.
+The class of our models is passed in: no file imports it.
 """
 
-import copy
 import io
 import pathlib
-import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch as th
@@ -20,16 +17,15 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
-from torch import nn
 
 from sb3_softac.arguments import check_flag
 from sb3_softac.collect import close_trajectory
+from sb3_softac.files import from_contrib
 from sb3_softac.files.reading import ModelFile, built_from, check_optimizers
+from sb3_softac.files.weights import copy_optimizer, load_state, rename_layers, stack_critics
 from sb3_softac.networks import SoftACPolicy
 from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, LogTemperature, Temperature
-
-Tensors = dict[str, th.Tensor]
 
 #: arguments that SAC keeps in attributes of the same name
 SAME_NAME = [
@@ -72,34 +68,16 @@ PROGRESS = [
 ]
 
 
-#: policies of sb3-contrib's TQC, by the names of ours
-TQC_POLICIES = {"TQCPolicy": "MlpPolicy", "CnnPolicy": "CnnPolicy", "MultiInputPolicy": "MultiInputPolicy"}
-
-
-def tqc_class() -> Any:
-    """sb3-contrib's ``TQC``, or None if it is not installed."""
-    try:
-        from sb3_contrib import TQC
-    except ImportError:
-        return None
-    return TQC
-
-
-def is_tqc(model: Any) -> bool:
-    """Whether a model is of sb3-contrib's ``TQC``; nothing is imported to find out."""
-    return any(cls.__name__ == "TQC" and cls.__module__.startswith("sb3_contrib.") for cls in type(model).__mro__)
-
-
 def sac_arguments(sac: Any) -> dict[str, Any]:
-    """The constructor arguments of a ``SAC`` or ``TQC``, without those that SB3 would ignore and we refuse."""
-    arguments = {name: getattr(sac, name) for name in SAME_NAME}
+    """The constructor arguments of another model, without those that SB3 would ignore and we refuse.
+
+    :raises ValueError: one that has no place here
+    """
+    arguments = {name: getattr(sac, name) for name in SAME_NAME if hasattr(sac, name)}
     arguments["policy"] = sac.policy_class
     arguments["stats_window_size"] = sac._stats_window_size
     arguments["policy_kwargs"] = dict(sac.policy_kwargs)
-    if is_tqc(sac):
-        arguments["policy"] = TQC_POLICIES.get(sac.policy_class.__name__, sac.policy_class)
-        arguments["policy_kwargs"]["critic_head"] = "quantile"
-        arguments["top_quantiles_to_drop_per_net"] = sac.top_quantiles_to_drop_per_net
+    arguments |= from_contrib.own_arguments(sac, arguments)
     if not sac.use_sde:
         for ignored_by_sb3 in ("log_std_init", "use_expln", "clip_mean"):
             arguments["policy_kwargs"].pop(ignored_by_sb3, None)
@@ -126,6 +104,24 @@ def sac_arguments(sac: Any) -> dict[str, Any]:
     return arguments
 
 
+def refuse_other_networks(sac: Any, ours: Mapping[str, Any]) -> None:
+    """Refuse a way of bootstrapping for which ``sac`` has no networks, or has some that would be lost.
+
+    :raises ValueError: a value network, or targets where there are none, or none where there are targets
+    """
+    name, bootstrap = type(sac).__name__, ours.get("bootstrap")
+    if ours.get("value_network"):
+        raise ValueError(f"`value_network` is True, but it must be False: {name} has no value network to take over.")
+    if from_contrib.name_of(sac) == "CrossQ":
+        if bootstrap not in (None, "joint"):
+            raise ValueError(f"`bootstrap` is {bootstrap!r}, but it must be 'joint': {name} has no target networks.")
+    elif bootstrap == "joint":
+        raise ValueError(
+            f"`bootstrap` is 'joint', but it must be 'target': {name} has target networks, which would be lost. A new model "
+            "with 'joint' starts from new weights."
+        )
+
+
 def refuse_what_is_handed_over(sac: Any, ours: Mapping[str, Any]) -> None:
     """Refuse arguments that would be ignored, because what they describe comes with ``sac`` as it is.
 
@@ -140,100 +136,31 @@ def refuse_what_is_handed_over(sac: Any, ours: Mapping[str, Any]) -> None:
         raise ValueError(f"`ent_coef` is {ent_coef!r}, but the learned temperature of `sac` is handed over as it is.")
 
 
-def stack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
-    """Rename and stack what belongs to SB3's critics, by parameter name: weights, or optimizer states such as ``exp_avg``.
-
-    SB3's ``qf{i}.{layer}.weight`` (out, in) becomes row i of a (N, in, out) tensor, a bias (out,) row i of (N, 1, out).
-    """
-    stacked = {name: tensor for name, tensor in tensors.items() if not name.startswith("qf")}
-    layers = sorted({int(match[1]) for name in tensors if (match := re.match(r"qf0\.(\d+)\.", name))})
-    n_critics = len({name.split(".")[0] for name in tensors if name.startswith("qf")})
-    for layer in layers:
-        prefix = "q_networks.output" if layer == layers[-1] else f"q_networks.hidden.{layer}"
-        critics = range(n_critics)
-        stacked[f"{prefix}.weight"] = th.stack([tensors[f"qf{i}.{layer}.weight"].T for i in critics])
-        stacked[f"{prefix}.bias"] = th.stack([tensors[f"qf{i}.{layer}.bias"].unsqueeze(0) for i in critics])
-    return stacked
-
-
-def unstack_critics(tensors: Mapping[str, th.Tensor]) -> Tensors:
-    """The reverse of :func:`stack_critics`: names and shapes of SB3's critics."""
-    hidden = [int(match[1]) for name in tensors if (match := re.match(r"q_networks\.hidden\.(\d+)\.weight", name))]
-    places = {f"q_networks.hidden.{layer}": layer for layer in hidden}
-    places["q_networks.output"] = max(hidden) + 2 if hidden else 0  # behind the last activation
-    unstacked = {name: tensor for name, tensor in tensors.items() if not name.startswith("q_networks.")}
-    for prefix, layer in places.items():
-        for i, (weight, bias) in enumerate(zip(tensors[f"{prefix}.weight"], tensors[f"{prefix}.bias"], strict=True)):
-            unstacked[f"qf{i}.{layer}.weight"] = weight.T.contiguous()
-            unstacked[f"qf{i}.{layer}.bias"] = bias.squeeze(0)
-    return unstacked
-
-
-def _trained_parameters(network: nn.Module, optimizer: th.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """The parameters that ``optimizer`` holds, by their name in ``network``."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return {name: parameter for name, parameter in network.named_parameters() if id(parameter) in held}
-
-
-def load_state(optimizer: th.optim.Optimizer, states: list[dict[str, Any]]) -> None:
-    """Give copies of ``states`` to the parameters, in order; PyTorch takes each to the device where it belongs."""
-    groups = optimizer.state_dict()["param_groups"]
-    # One copy each: a step counter that all parameters shared would be counted up by every one of them.
-    own = {index: copy.deepcopy(state) for index, state in enumerate(states)}
-    optimizer.load_state_dict({"state": own, "param_groups": groups})
-
-
-def copy_optimizer(
-    source: nn.Module,
-    source_optimizer: th.optim.Optimizer,
-    target: nn.Module,
-    target_optimizer: th.optim.Optimizer,
-    convert: Callable[[Mapping[str, th.Tensor]], Tensors],
-) -> None:
-    """Take over the optimizer's state, with every average rearranged as its parameter is."""
-    states = {
-        name: source_optimizer.state[parameter]
-        for name, parameter in _trained_parameters(source, source_optimizer).items()
-        if parameter in source_optimizer.state
-    }
-    if not states:
-        return
-    # Adam's averages have the shape of their parameter; step counters and the like are the same for all parameters.
-    shapes = {name: parameter.shape for name, parameter in source.named_parameters()}
-    some_name, some_state = next(iter(states.items()))
-    shaped = {
-        key: convert({name: state[key] for name, state in states.items()})
-        for key, entry in some_state.items()
-        if isinstance(entry, th.Tensor) and entry.shape == shapes[some_name]
-    }
-    shared = {key: entry for key, entry in some_state.items() if key not in shaped}
-    copied = [
-        {**shared, **{key: tensors[name] for key, tensors in shaped.items() if name in tensors}}
-        for name in _trained_parameters(target, target_optimizer)
-    ]
-    load_state(target_optimizer, copied)
-
-
 def copy_networks(sac: Any, policy: SoftACPolicy) -> None:
-    """Copy actor, critics, targets and their optimizers.
+    """Copy actor, critics, targets where there are any, and their optimizers.
 
     :raises ValueError: the networks of ``policy`` have other shapes, or share what ``sac`` does not
     """
-    assert policy.critic_target is not None, "a value network is refused before"
     refuse_new_sharing(sac.policy, policy)
     try:
-        policy.actor.load_state_dict(sac.actor.state_dict())
+        policy.actor.load_state_dict(rename_layers(sac.actor.state_dict()))
         policy.critic.load_state_dict(stack_critics(sac.critic.state_dict()))
-        policy.critic_target.load_state_dict(stack_critics(sac.critic_target.state_dict()))
+        if policy.critic_target is not None:
+            policy.critic_target.load_state_dict(stack_critics(sac.critic_target.state_dict()))
     except RuntimeError as error:
         raise ValueError(f"`policy_kwargs` do not fit the weights of the {type(sac).__name__} model: {error}") from error
-    copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, dict)
+    copy_optimizer(sac.actor, sac.actor.optimizer, policy.actor, policy.actor.optimizer, rename_layers)
     copy_optimizer(sac.critic, sac.critic.optimizer, policy.critic, policy.critic.optimizer, stack_critics)
 
 
-def is_tqc_data(data: Mapping[str, Any]) -> bool:
-    """Whether these are the attributes of sb3-contrib's ``TQC``, out of a file."""
-    return "top_quantiles_to_drop_per_net" in data and "ent_coef_update" not in data
+def is_known(model: Any) -> bool:
+    """Whether a model is of SB3's ``SAC``, or of sb3-contrib's ``TQC`` or ``CrossQ``."""
+    return isinstance(model, SAC) or from_contrib.name_of(model) is not None
+
+
+def is_known_data(data: Mapping[str, Any]) -> bool:
+    """Whether these are the attributes of such a model, out of a file."""
+    return is_sac_data(data) or from_contrib.name_of_data(data) is not None
 
 
 def is_sac_data(data: Mapping[str, Any]) -> bool:
@@ -241,22 +168,24 @@ def is_sac_data(data: Mapping[str, Any]) -> bool:
     return {"batch_norm_stats", "ent_coef"} <= set(data) and "top_quantiles_to_drop_per_net" not in data
 
 
-def load_sac(source: Any, trusted: bool = False) -> Any:
-    """A model of SB3's ``SAC``, or of sb3-contrib's ``TQC``, from its file, without environment and replay buffer.
+def load_sac(source: Any, trusted: bool = False, argument: str = "sac") -> Any:
+    """A model of SB3's ``SAC``, or of sb3-contrib's ``TQC`` or ``CrossQ``, from its file, without environment and buffer.
 
     No random generator is seeded.
 
     :param source: file name, binary stream, or the file if it has been read
     :param trusted: run whatever code the file holds, as SB3 does
+    :param argument: what the caller has it for
     :raises ValueError: another file
     :raises UntrustedFileError: the file asks for code that is not on the list of what files may use
     :raises DamagedFileError: the file is incomplete, or no model can be made of it
     """
     file = source if isinstance(source, ModelFile) else ModelFile(source)
-    owner: Any = tqc_class() if is_tqc_data(file.attributes) else SAC if is_sac_data(file.attributes) else None
+    owner: Any = SAC if is_sac_data(file.attributes) else from_contrib.class_of_data(file.attributes)
     if owner is None:
         raise ValueError(
-            f"`sac` is {file.name!r}, but it must be a file that SB3's SAC saved, or sb3-contrib's TQC where it is installed."
+            f"`{argument}` is {file.name!r}, but it must be a file that SB3's SAC saved, or, where sb3-contrib "
+            "is installed, its TQC or CrossQ."
         )
     # No replay buffer of any size or kind: SB3 would allocate it, or ask for an environment.
     placeholder: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}, "n_steps": 1}
@@ -288,7 +217,7 @@ def refuse_new_sharing(source: BasePolicy, policy: SoftACPolicy) -> None:
 
 def ent_coef_of(source: Any) -> float:
     """The α that ``source`` would use next."""
-    if not (isinstance(source, SAC) or is_tqc(source)):
+    if not is_known(source):
         return float(source.temperature.value)
     return float(source.ent_coef_tensor if source.log_ent_coef is None else source.log_ent_coef.detach().exp())
 
@@ -313,7 +242,7 @@ def _continued_target_updates(sac: Any, ours: Mapping[str, Any]) -> dict[str, An
     :return: the interval that does the same, counted over the whole training, where there is one
     :raises ValueError: there is none
     """
-    if sac.target_update_interval == 1 or "target_update_interval" in ours:
+    if getattr(sac, "target_update_interval", 1) == 1 or "target_update_interval" in ours:
         return {}
     frequency: Any = sac.train_freq
     steps = sac.gradient_steps if sac.gradient_steps >= 0 else frequency.frequency * sac.n_envs
@@ -338,12 +267,12 @@ def continue_sac(cls: type[Any], sac: Any, ours: dict[str, Any], trusted: bool =
     check_flag("trusted", trusted)
     if isinstance(sac, str | pathlib.Path | io.BufferedIOBase):
         sac, ours = load_sac(sac, trusted), {"device": "auto", **ours}
-    if not (isinstance(sac, SAC) or is_tqc(sac)):
+    if not is_known(sac):
         raise ValueError(
-            f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, an sb3_contrib.TQC, or a file of one."
+            f"`sac` is a {type(sac).__name__}, but it must be a stable_baselines3.SAC, an sb3_contrib.TQC, an "
+            "sb3_contrib.CrossQ, or a file of one."
         )
-    if ours.get("value_network"):
-        raise ValueError("`value_network` is True, but it must be False: SB3's SAC has no value network to take over.")
+    refuse_other_networks(sac, ours)
     if ours.get("normalize_observations"):
         raise ValueError(
             "`normalize_observations` is True, but it must be False: the networks of `sac` know observations as they are. "

@@ -10,7 +10,8 @@ from stable_baselines3.sac import policies as sb3_policies
 
 from sb3_softac.arguments import DEFAULT_LOG_STD_BOUNDS, is_learned
 from sb3_softac.arguments.policy import is_for_each
-from sb3_softac.files.conversion import copy_optimizer, hand_over, load_state, unstack_critics
+from sb3_softac.files.conversion import hand_over
+from sb3_softac.files.weights import copy_optimizer, load_state, unstack_critics
 from sb3_softac.networks import CnnPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.schedules import warm_up_of
 from sb3_softac.update import LogTemperature

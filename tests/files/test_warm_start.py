@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib import TQC, CrossQ
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 from stable_baselines3.common.noise import NormalActionNoise
@@ -149,6 +150,70 @@ def test_from_sb3_into_another_activation() -> None:
         make_model(policy_kwargs={**SMALL, "activation_fn": th.nn.Tanh}).warm_start(sb3_sac())
 
 
+def crossq(**kwargs: Any) -> CrossQ:
+    return CrossQ("MlpPolicy", RandomEnv(), policy_kwargs={**SMALL, **kwargs}, learning_starts=10, seed=7).learn(40)
+
+
+def tqc(**kwargs: Any) -> TQC:
+    return TQC("MlpPolicy", RandomEnv(), policy_kwargs={**SMALL, **kwargs}, learning_starts=10, seed=7).learn(20)
+
+
+class TestFromContrib:
+    """Models of sb3-contrib; how weights are laid out there and here is tested in test_tqc.py and test_crossq.py."""
+
+    @pytest.mark.parametrize("from_file", [False, True])
+    @pytest.mark.parametrize("make", [tqc, crossq])
+    def test_the_same_functions(self, make: Any, from_file: bool, tmp_path: Path) -> None:
+        source, is_tqc = make(), make is tqc
+        source.save(tmp_path / "source")
+        options: dict[str, Any] = {"policy_kwargs": {**SMALL, "critic_head": "quantile"}}
+        if not is_tqc:
+            options = {"policy_kwargs": {**SMALL, "normalization": "batch_renorm"}, "bootstrap": "joint"}
+        model = make_model(**options).warm_start(tmp_path / "source.zip" if from_file else source)
+        np.testing.assert_allclose(
+            model.predict(OBS, deterministic=True)[0], source.predict(OBS, deterministic=True)[0], atol=1e-6
+        )
+        source.policy.set_training_mode(False)
+        obs, actions = th.as_tensor(OBS), th.rand(5, 2)
+        theirs = source.critic(obs, actions)
+        expected = theirs.mean(dim=2).unbind(1) if is_tqc else [value.squeeze(1) for value in theirs]
+        for ours, value in zip(model.critic(obs, actions), expected, strict=True):
+            th.testing.assert_close(ours.squeeze(1), value)
+        assert not model.critic.optimizer.state
+        assert model.num_timesteps == 0
+        fill_buffer(model)
+        model.train(3, batch_size=16)
+
+    @pytest.mark.parametrize(
+        ("source", "here", "message"),
+        [
+            (crossq, {}, r"actor\.latent_pi\.0\.weight has shape .*; `SoftAC\.from_sb3\(source\)` makes a model that fits"),
+            (tqc, {}, r"critic\.q_networks\.output\.weight has shape \(2, 16, 25\) .*`SoftAC\.from_sb3\(source\)` makes"),
+            (
+                tqc,
+                {"policy_kwargs": {**SMALL, "critic_head": "categorical", "n_atoms": 25}},
+                "its critic_head is quantile, here it is categorical",
+            ),
+            (
+                lambda: crossq(batch_norm_eps=1e-5),
+                {"policy_kwargs": {**SMALL, "normalization": "batch_renorm"}, "bootstrap": "joint"},
+                r"`policy_kwargs\['batch_norm_eps'\]` of the CrossQ model is 1e-05, but it must be 0\.001",
+            ),
+        ],
+    )
+    def test_what_does_not_fit(self, source: Any, here: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            make_model(**here).warm_start(source())
+
+
+def test_a_distribution_of_another_meaning() -> None:
+    """As many atoms on another range: the same numbers are other values."""
+    options = {**SMALL, "critic_head": "categorical", "n_atoms": 11}
+    source = make_model(policy_kwargs={**options, "value_range": (-1.0, 1.0)})
+    with pytest.raises(ValueError, match=r"its value_range is \(-1\.0, 1\.0\), here it is \(-5\.0, 5\.0\)"):
+        make_model(policy_kwargs=options).warm_start(source)
+
+
 class TestSharedFeatures:
     """Images, for which the features extractor has weights."""
 
@@ -210,13 +275,13 @@ def test_a_temperature_of_zero_has_no_logarithm() -> None:
 def test_other_sources(tmp_path: Path) -> None:
     noise = NormalActionNoise(np.zeros(2), np.ones(2))
     td3 = TD3("MlpPolicy", RandomEnv(), buffer_size=10, action_noise=noise)
-    with pytest.raises(ValueError, match="`source` is a TD3, but it must be a SoftAC, an SB3 SAC, or a file of one"):
-        make_model().warm_start(td3)  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(ValueError, match="`source` is a TD3, but it must be a SoftAC, an SB3 SAC, an sb3-contrib TQC"):
+        make_model().warm_start(td3)
     td3.save(tmp_path / "td3.zip")
-    with pytest.raises(ValueError, match=r"td3\.zip', but it must be a file that SoftAC or SB3's SAC saved"):
+    with pytest.raises(ValueError, match=r"td3\.zip', but it must be a file that SoftAC, SB3's SAC, or sb3-contrib's TQC"):
         make_model().warm_start(tmp_path / "td3.zip")
     DQN("MlpPolicy", "CartPole-v1", buffer_size=10).save(tmp_path / "dqn.zip")
-    with pytest.raises(ValueError, match=r"dqn\.zip', but it must be a file that SoftAC or SB3's SAC saved"):
+    with pytest.raises(ValueError, match=r"dqn\.zip', but it must be a file that SoftAC, SB3's SAC, or sb3-contrib's TQC"):
         make_model().warm_start(tmp_path / "dqn.zip")
     with pytest.raises(FileNotFoundError):
         make_model().warm_start(tmp_path / "missing.zip")

@@ -134,5 +134,5 @@ class TestTakenOver:
             th.testing.assert_close(ours.actor.state_dict()[key], value, atol=1e-5, rtol=0.0)
 
     def test_other_models_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"must be a stable_baselines3\.SAC, an sb3_contrib\.TQC, or a file of one"):
+        with pytest.raises(ValueError, match=r"must be a stable_baselines3\.SAC, an sb3_contrib\.TQC, an sb3_contrib\.CrossQ"):
             SoftAC.from_sb3(TD3("MlpPolicy", RandomEnv(), device="cpu", buffer_size=10))
