@@ -144,7 +144,9 @@ def small(name: str, **others: Any) -> dict[str, Any]:
     preset = presets.PRESETS[name]
     arch = preset["policy_kwargs"]["net_arch"]
     arch = {key: [8] * len(units) for key, units in arch.items()} if isinstance(arch, dict) else [8] * len(arch)
-    policy_kwargs = {**preset["policy_kwargs"], "net_arch": arch}
+    # Where normalisation takes away what a parameter adds, its gradient is rounding, of which Adam's own ε would make steps.
+    optimizer_kwargs = {**preset["policy_kwargs"].get("optimizer_kwargs", {}), "eps": 1e-4}
+    policy_kwargs = {**preset["policy_kwargs"], "net_arch": arch, "optimizer_kwargs": optimizer_kwargs}
     if "n_quantiles" in policy_kwargs:
         policy_kwargs["n_quantiles"] = 5
     resets = {"resets": 6} if "resets" in preset else {}
