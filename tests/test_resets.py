@@ -50,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "discrete": {"discrete": True},
     "gSDE": {"use_sde": True},
     "joint": {"bootstrap": "joint", **net(normalization="batch_renorm")},
+    "joint through targets": {"bootstrap": "joint_target", **net(encoder="flash", net_arch=[16, 16])},
+    "hypersphere": {**net(encoder="simba_v2", net_arch=[16], critic_head="categorical", value_range=(-90.0, 90.0))},
     "quantiles": {**net(critic_head="quantile", n_critics=3)},
     "shared": {**net(share_features_extractor=True)},
     "orthogonal": {**net(weight_init="orthogonal", layer_norm=True, dropout_rate=0.1)},
