@@ -170,6 +170,18 @@ def test_what_else_a_policy_has_stays() -> None:
     assert not th.equal(weights(model.actor)["mu.weight"], actor["mu.weight"])
 
 
+def test_statistics_of_observations_and_returns_stay() -> None:
+    model = quick_model(Env(), normalize_observations=True, normalize_rewards=5.0, resets=(30,), noise_repeat=4).learn(35)
+    assert model.policy.normalizer is not None
+    statistics, returns = weights(model.policy.normalizer), np.array(model._return_moments)
+    model._start_again()
+    assert all(th.equal(value, statistics[name]) for name, value in weights(model.policy.normalizer).items())
+    np.testing.assert_array_equal(returns, np.array(model._return_moments))
+    assert model.actor.preprocess.normalizer is model.policy.normalizer
+    model.learn(20, reset_num_timesteps=False)
+    assert model._n_resets == 2
+
+
 def test_what_is_frozen_stays() -> None:
     model = build(False)
     model.critic.q_networks.hidden[0].weight.requires_grad_(False)
