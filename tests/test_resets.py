@@ -50,6 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
     "discrete": {"discrete": True},
     "gSDE": {"use_sde": True},
     "joint": {"bootstrap": "joint", **net(normalization="batch_renorm")},
+    "joint through targets": {"bootstrap": "joint_target", **net(encoder="flash", net_arch=[16, 16])},
+    "hypersphere": {**net(encoder="simba_v2", net_arch=[16], critic_head="categorical", value_range=(-90.0, 90.0))},
     "quantiles": {**net(critic_head="quantile", n_critics=3)},
     "shared": {**net(share_features_extractor=True)},
     "orthogonal": {**net(weight_init="orthogonal", layer_norm=True, dropout_rate=0.1)},
@@ -166,6 +168,18 @@ def test_what_else_a_policy_has_stays() -> None:
     model._start_again()
     assert all(th.equal(value, before[name]) for name, value in weights(policy.statistics).items())
     assert not th.equal(weights(model.actor)["mu.weight"], actor["mu.weight"])
+
+
+def test_statistics_of_observations_and_returns_stay() -> None:
+    model = quick_model(Env(), normalize_observations=True, normalize_rewards=5.0, resets=(30,), noise_repeat=4).learn(35)
+    assert model.policy.normalizer is not None
+    statistics, returns = weights(model.policy.normalizer), np.array(model._return_moments)
+    model._start_again()
+    assert all(th.equal(value, statistics[name]) for name, value in weights(model.policy.normalizer).items())
+    np.testing.assert_array_equal(returns, np.array(model._return_moments))
+    assert model.actor.preprocess.normalizer is model.policy.normalizer
+    model.learn(20, reset_num_timesteps=False)
+    assert model._n_resets == 2
 
 
 def test_what_is_frozen_stays() -> None:
