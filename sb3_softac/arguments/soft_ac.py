@@ -186,8 +186,9 @@ def check_arguments(
     normal["resets"] = _check_resets(arguments["resets"])
     for name in ("value_network", "soft_n_step", "normalize_observations"):
         check_flag(name, arguments[name])
+    normal["normalize_observations"] = bool(arguments["normalize_observations"])
     if arguments["normalize_rewards"] is not None:
-        check_real("normalize_rewards", arguments["normalize_rewards"], above=0.0)
+        normal["normalize_rewards"] = check_real("normalize_rewards", arguments["normalize_rewards"], above=0.0)
     if arguments["soft_n_step"] and normal["n_steps"] == 1:
         refuse("soft_n_step", True, "False with `n_steps=1`, whose return has no states in between")
     normal |= _check_reductions(arguments)

@@ -259,6 +259,11 @@ class TestFiles:
         assert quick_model(paying()).warm_start(model)._return_moments is None
         assert quick_model(paying(), normalize_rewards=5.0).warm_start(quick_model(paying()))._reward_divisor() == 1.0
 
+    def test_numbers_of_numpy(self) -> None:
+        options: dict[str, Any] = {"normalize_rewards": np.float32(5.0), "normalize_observations": np.bool_(True)}
+        loaded = through_a_file(quick_model(paying(), **options).learn(20))
+        assert (loaded.normalize_rewards, loaded.normalize_observations) == (5.0, True)
+
     def test_files_without_it(self) -> None:
         model = quick_model(paying(), seed=0).learn(20)
         assert "_return_moments" not in vars(model)
