@@ -175,8 +175,9 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
         elif log_std_init is not None:
             nn.init.zeros_(self.log_std.weight)
             nn.init.constant_(self.log_std.bias, raw)
-        elif raw != 0.0 and not self.latent_pi.has_own_weights:
-            nn.init.constant_(self.log_std.bias, raw)
+        elif raw != 0.0 and not (self.latent_pi.has_own_weights and self.log_std_bounding == "tanh"):
+            output: Any = list(self.log_std.modules())[-1]  # the last layer, where there are several
+            nn.init.constant_(output.bias, raw)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -259,6 +259,22 @@ class TestInitialWeights:
                 np.testing.assert_allclose(scaler.weight.detach(), parameter, rtol=1e-6)
                 np.testing.assert_allclose(scaler(th.ones_like(scaler.weight)).detach(), factor, rtol=1e-6)
 
+    @pytest.mark.parametrize("bounds", [(-5.0, -1.0), (0.5, 4.5)])
+    @pytest.mark.parametrize("encoder", ["mlp", *PUBLISHED])
+    def test_log_std_starts_inside_of_its_bounds(self, encoder: str, bounds: tuple[float, float]) -> None:
+        """At a bound that cuts it, it would get no gradient, and stay there."""
+        model = make_model(compile=False, **net(encoder=encoder, log_std_bounds=bounds))
+        log_std = model.actor.get_action_dist_params(th.randn(200, 4))[1]
+        assert ((log_std > bounds[0]) & (log_std < bounds[1])).float().mean() > 0.6
+        assert log_std.mean().item() == pytest.approx(sum(bounds) / 2, abs=0.5)
+
+    @pytest.mark.parametrize("encoder", PUBLISHED)
+    def test_a_smooth_log_std_starts_where_the_papers_have_it(self, encoder: str) -> None:
+        """−10 + 6·(1 + tanh raw) with a raw value around 0, so about −4."""
+        model = make_model(compile=False, **net(encoder=encoder, log_std_bounds=(-10, 2), log_std_bounding="tanh"))
+        log_std = model.actor.get_action_dist_params(th.randn(200, 4))[1]
+        assert log_std.mean().item() == pytest.approx(-4.0, abs=2.0)
+
     @pytest.mark.parametrize("encoder", PUBLISHED)
     def test_critics_start_apart_and_targets_as_they_are(self, encoder: str) -> None:
         model = self.model(encoder)
