@@ -43,9 +43,11 @@ from typing import Any
 import numpy as np
 from flops import gradient_step_flops  # benchmarks/flops.py
 
-PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
+BFLOAT16 = "SoftAC compiled, bfloat16"
+PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX", BFLOAT16: "SoftAC"}
 #: with graphs of eager kernels; what is compiled is captured, too
 CUDA_PEERS = {"SB3": "SB3", "SoftAC eager": "SoftAC", "SoftAC captured": "SoftAC", "SoftAC compiled": "SoftAC", "SBX": "SBX"}
+CUDA_PEERS[BFLOAT16] = "SoftAC"
 #: of the cases of soft Q-learning
 SOFT_QL_PEERS = {"SoftQL eager": "SoftQL", "SoftQL compiled": "SoftQL"}
 #: the peer of TQC and CrossQ with which the others are compared
@@ -190,7 +192,8 @@ def make_model(case: Case, peer: str) -> Any:
     if CUDA_PEERS.get(peer) == "SoftAC":
         from sb3_softac import SoftAC, presets
 
-        way: Any = "auto" if peer.endswith("captured") else peer.endswith("compiled")  # too few steps to compile
+        way: Any = "auto" if peer.endswith("captured") else "compiled" in peer  # too few steps to compile
+        kwargs["precision"] = "bfloat16" if peer == BFLOAT16 else "float32"
         if case.algorithm in CONTRIB_PRESETS:
             kwargs = presets.get(CONTRIB_PRESETS[case.algorithm], **kwargs)
         return SoftAC("MlpPolicy", env, device=case.device, compile=way, **kwargs)
@@ -326,8 +329,15 @@ def gemm_rate(threads: int, device: str, sizes: tuple[tuple[int, int], ...] = GE
     return best
 
 
-def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """One row for each peer."""
+def measure(
+    case: Case,
+    peers: list[str],
+    rounds: int,
+    seconds: float,
+    target: Callable[..., None] = worker,
+    keep_rates: bool = False,
+) -> list[dict[str, Any]]:
+    """One row for each peer, which ``target`` runs in a process of its own; with the speeds of all rounds, if asked for."""
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Any] = {}
     started: dict[str, float] = {}
@@ -335,7 +345,7 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
     for peer in peers:
         ends[peer], other = context.Pipe()
         with limited(case.threads, pinned=on_cpu):
-            context.Process(target=worker, args=(other, case, peer, seconds), daemon=True).start()
+            context.Process(target=target, args=(other, case, peer, seconds), daemon=True).start()
         other.close()
         if on_cpu:  # one after the other
             started[peer] = ends[peer].recv()
@@ -365,7 +375,8 @@ def measure(case: Case, peers: list[str], rounds: int, seconds: float) -> list[d
         "python": platform.python_version(),
     }
     limits = {"mflop": round(flop / 1e6, 2), "gemm_gflops": round(max(gemm) / 1e9, 1)}
-    return [_row(case, peer, rates, started[peer], memory[peer]) | limits | setting for peer in peers]
+    rows = [_row(case, peer, rates, started[peer], memory[peer]) | limits | setting for peer in peers]
+    return [row | {"rates": rates[row["peer"]]} for row in rows] if keep_rates else rows
 
 
 def flop_of(case: Case) -> float:
@@ -494,7 +505,7 @@ def _report_of_sac(table: dict[str, dict[str, dict[str, Any]]], on_gpu: bool) ->
     lines += ["", "| case | peak memory, MB: SB3 | SoftAC eager | SoftAC compiled | SBX |", "|---" * 5 + "|"]
     for name, peers in table.items():
         if peers["SB3"]["kind"] != "updates":
-            cells = [f"{float(peers[peer]['peak_rss_mb']):.0f}" if peer in peers else "" for peer in PEERS]
+            cells = [f"{float(peers[peer]['peak_rss_mb']):.0f}" if peer in peers else "" for peer in PEERS if peer != BFLOAT16]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -537,6 +548,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         layout="constrained",
     )
     colours = {"SB3": "0.5", "SoftAC eager": "tab:blue", "SoftAC compiled": "tab:orange", "SBX": "tab:green"}
+    colours[BFLOAT16] = "tab:red"
     peers = [peer for peer in PEERS if peer != "SB3" and any(peer in cells for cells in table.values())]
     height = 0.8 / len(peers)
     for index, peer in enumerate(peers):
@@ -637,6 +649,15 @@ def print_flops(chosen: list[str], ways: list[str], threads: int, rounds: int, s
         print(flops_row(name, ways, threads, rounds, seconds), flush=True)
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
+    import torch as th
+
+    from sb3_softac.engine import missing_for
+
+    return missing_for("bfloat16", th.device(device)) is None
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -678,6 +699,9 @@ def main() -> None:
     if "SBX" in peers and importlib.util.find_spec("sbx") is None:
         print("SBX is left out: it is not installed (the extra sbx).")
         peers.remove("SBX")
+    if BFLOAT16 in peers and not has_bfloat16(args.device):
+        print(f"{BFLOAT16} is left out: this machine does not compute in bfloat16.")
+        peers.remove(BFLOAT16)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     path = args.output.with_name(f"{args.output.name}.csv")
     cases = cases_on(args.device)

@@ -79,15 +79,17 @@ class Update(ABC):
         self.tau = 0.005
         self.reward_scale = 1.0
         self.max_grad_norm = math.inf
+        self._device: th.device | None = None
         self._target_tensors: tuple[list[th.Tensor], ...] | None = None
         self._batch_norms: dict[int, list[Any]] = {}
         self._projected: dict[int, list[Any]] = {}
 
     @property
     def device(self) -> th.device:
-        """Where it computes."""
-        device: th.device = self.networks.device
-        return device
+        """Where it computes; SB3's policies go through all their modules to say so."""
+        if self._device is None:
+            self._device = self.networks.device
+        return self._device
 
     @property
     def precision(self) -> Precision:
@@ -123,7 +125,7 @@ class Update(ABC):
 
     def refresh(self) -> None:
         """Forget what was looked up in the networks, because some of them have been replaced."""
-        self._target_tensors = None
+        self._device = self._target_tensors = None
         self._batch_norms, self._projected = {}, {}
 
     def batch_statistics(self, network: nn.Module) -> AbstractContextManager[None]:
