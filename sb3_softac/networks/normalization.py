@@ -69,7 +69,7 @@ class BatchRenorm(nn.Module):
 
     def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         over, keep = (0, False) if self.n_networks is None else (1, True)
-        mean, var = inputs.mean(dim=over, keepdim=keep), inputs.var(dim=over, keepdim=keep)
+        var, mean = th.var_mean(inputs, dim=over, keepdim=keep)
         used_mean, used_var = mean, var
         if self.warmup_steps is not None:
             begun = self.running_steps > self.warmup_steps
