@@ -297,3 +297,15 @@ def assert_close(first: SoftAC, second: SoftAC, tolerance: float = 1e-4) -> None
     for name, value in left.items():
         difference = (value - right[name]).abs().max().item() if value.numel() else 0.0
         assert difference <= tolerance * max(value.abs().max().item(), 1e-3), name
+
+
+def assert_train_alike(models: list[SoftAC]) -> None:
+    """Two models, from the same generators on, have the same state after some updates, statistics of batches included."""
+    for model in models:
+        restart_generators()
+        model.train(12, batch_size=32)
+    assert_close(models[0], models[1])
+    states = [model.policy.state_dict() for model in models]
+    for name, value in states[0].items():
+        if "running_" in name:
+            th.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-4, msg=name)

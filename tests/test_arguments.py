@@ -1,10 +1,12 @@
 """Bad input: one clear ValueError each, at construction, before any environment step."""
 
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
@@ -15,7 +17,7 @@ from stable_baselines3.sac import policies as sb3_policies
 from torch import nn
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftAC, SoftACPolicy
-from tests.helpers import DICT, RandomEnv, SpaceEnv, make_model
+from tests.helpers import DICT, RandomDiscreteEnv, RandomEnv, SpaceEnv, make_model
 
 ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
     ("learning_rate", -1e-3),
@@ -248,10 +250,37 @@ def test_learn_needs_a_number_of_steps(steps: Any) -> None:
         make_model().learn(steps)
 
 
-@pytest.mark.parametrize("value", [None, True])
+@pytest.mark.parametrize("value", [None, True, "auto_", "auto_x", "auto_-1", "auto_inf", "std_0", "std", "std_0.1_0.2"])
 def test_target_entropies_that_are_no_numbers(value: Any) -> None:
     with pytest.raises(ValueError, match="`target_entropy` is "):
         make_model(target_entropy=value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("auto", -2.0), ("auto_0.5", -1.0), ("auto_2", -4.0), ("-1.5", -1.5)])
+def test_target_entropies_by_name(value: Any, expected: float, tmp_path: Path) -> None:
+    """Of two action dimensions; set later, and kept in files."""
+    model = make_model(target_entropy=value)
+    assert model.target_entropy == expected
+    model.save(tmp_path / "model")
+    assert SoftAC.load(tmp_path / "model", device="cpu").target_entropy == expected
+    model = make_model(learning_starts=5, batch_size=8).learn(8)
+    model.target_entropy = value
+    assert model.learn(8).target_entropy == expected
+
+
+def test_the_entropy_of_a_gaussian_as_target() -> None:
+    """As PyTorch has it, for both dimensions together."""
+    entropy: Any = th.distributions.Normal(0.0, 0.15).entropy  # torch ships it without annotations
+    expected = 2 * float(entropy())
+    assert make_model(target_entropy="std_0.15").target_entropy == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", ["auto_0.5", "std_0.15"])
+def test_discrete_actions_have_another_scale_of_their_target_entropy(value: str) -> None:
+    with pytest.raises(ValueError, match="`target_entropy_scale` is the fraction"):
+        make_model(env=RandomDiscreteEnv(), target_entropy=value)
+    with pytest.raises(ValueError, match="with a fixed temperature"):
+        make_model(ent_coef=0.2, target_entropy=value)
 
 
 def test_compile_takes_booleans_of_numpy() -> None:

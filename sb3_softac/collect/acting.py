@@ -182,9 +182,10 @@ def is_plain_mlp(hidden: nn.Module) -> bool:
 
 
 def is_known(layer: nn.Module) -> bool:
-    """Whether a layer is one of ours, or one of PyTorch's that computes the same in every mode."""
+    """Whether a layer is one of ours, or of PyTorch's, that computes the same in every mode; dropout does not."""
     kind = type(layer)
-    return kind in (nn.Linear, nn.LayerNorm, *ACTIVATIONS) or kind.__module__.startswith(f"{networks.__name__}.")
+    ours = kind.__module__.startswith(f"{networks.__name__}.") and not isinstance(layer, nn.Dropout)
+    return ours or kind in (nn.Linear, nn.LayerNorm, *ACTIVATIONS)
 
 
 def is_ours(policy: SoftPolicy) -> bool:

@@ -5,6 +5,7 @@ are replaced in eager mode, where each operator is looked at as it is called, an
 the same model, up to rounding.
 """
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from sb3_softac.engine import torch_internals
 
 Precision = Literal["float32", "bfloat16"]
 
-#: products of fewer multiplications stay in float32
-LARGE = 1e6
+#: products of fewer multiplications do not repay the rounding of their factors, and stay in float32
+LARGE = 1.5e6
 
 
 def missing_for(precision: Precision, device: th.device) -> str | None:
@@ -37,6 +38,7 @@ def is_lowered(left: th.Tensor, right: th.Tensor) -> bool:
     return n_multiplications >= LARGE and left.dtype == right.dtype == th.float32
 
 
+@functools.cache
 def _products() -> dict[Any, int]:
     """Operators that multiply matrices, with the place of the first factor among their arguments."""
     aten: Any = th.ops.aten

@@ -18,8 +18,8 @@ from sb3_softac.networks.normalization import BatchRenorm
 from tests.graph_standin import GraphStandIn
 from tests.helpers import (
     RandomEnv,
-    assert_close,
     assert_same_parameters,
+    assert_train_alike,
     build,
     fill_buffer,
     make_model,
@@ -60,20 +60,9 @@ JOINT: dict[str, dict[str, Any]] = {
 }
 
 
-def check(models: list[SoftAC]) -> None:
-    for model in models:
-        restart_generators()
-        model.train(12, batch_size=32)
-    assert_close(models[0], models[1])
-    states = [model.policy.state_dict() for model in models]
-    for name, value in states[0].items():
-        if "running_" in name:
-            th.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
-
-
 @pytest.mark.parametrize("case", JOINT)
 def test_captured(case: str, standin: type[GraphStandIn]) -> None:
-    check([build(compile, **JOINT[case]) for compile in (False, "auto")])
+    assert_train_alike([build(compile, **JOINT[case]) for compile in (False, "auto")])
     assert standin.captured > 0
 
 
@@ -81,7 +70,7 @@ def test_captured(case: str, standin: type[GraphStandIn]) -> None:
 @pytest.mark.parametrize("case", ["renorm", "plain, delayed", "discrete, quantile", "with targets"])
 def test_compiled(case: str) -> None:
     models = [build(compile, **JOINT[case]) for compile in (False, True)]
-    check(models)
+    assert_train_alike(models)
     assert models[1]._engine.compiles
 
 
