@@ -174,7 +174,8 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     labels = []
     for group, head in zip(members, heads, strict=True):
         same = [other for other, name in zip(members, heads, strict=True) if name == head]
-        labels.append(head if len(same) == 1 else f"{head}, {_difference(group, same)}")
+        difference = [] if len(same) == 1 else [_difference(group, same)]
+        labels.append(", ".join([*([head] if len({*heads}) > 1 or not difference else []), *difference]))
     unique = [label if labels.count(label) == 1 else f"{label} ({index + 1})" for index, label in enumerate(labels)]
     return dict(zip(unique, members, strict=True))
 
@@ -189,10 +190,11 @@ def _key(run: Run) -> str:
 
 def _difference(group: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:
     """What sets a group apart from others of the same algorithm and task."""
-    given = [other[0].settings.given for other in others if other[0].settings.known]
-    own = group[0].settings.given
-    names = sorted(name for name in {*own} - {"n_timesteps"} if any(entry.get(name) != own[name] for entry in given))
-    text = ", ".join(f"{name}={own[name]}" for name in names)
-    if not text:
+    settings = group[0].settings
+    if not settings.known:
         return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    given = [other[0].settings.given for other in others if other[0].settings.known]
+    own = {name: value for name, (value, _) in settings.differing().items() if name != "n_timesteps"}
+    names = [name for name in own if any(entry.get(name) != own[name] for entry in given)]
+    text = ", ".join(f"{name}={own[name]}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return text or "no further options"

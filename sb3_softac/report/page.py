@@ -6,7 +6,7 @@ from typing import Any
 
 from sb3_softac.report.curves import smooth
 from sb3_softac.report.data import Run
-from sb3_softac.report.panels import Line, Panel, make_panels, speed
+from sb3_softac.report.panels import Line, Panel, by_task, make_panels, speed
 from sb3_softac.report.plots import draw
 from sb3_softac.report.rules import Outcome, judge
 from sb3_softac.report.style import CSS
@@ -24,7 +24,6 @@ def make_page(groups: Groups, notes: Sequence[str] = ()) -> str:
     :param notes: sentences on what was left out
     """
     outcomes = judge(groups)
-    panels = make_panels(groups)
     runs = [run for group in groups.values() for run in group]
     title = f"{count(len(runs), 'run')} of {_listed(dict.fromkeys(run.algorithm or 'an unknown algorithm' for run in runs))}"
     parts = [
@@ -36,16 +35,15 @@ def make_page(groups: Groups, notes: Sequence[str] = ()) -> str:
         _runs(groups),
         "<h2>Plots</h2>",
         _interval(groups),
-        '<div class="plots">',
-        *(_figure(panel, index) for index, panel in enumerate(panels)),
-        "</div>" if panels else "</div><p>There is nothing to plot: no episode has ended, and no metric was logged.</p>",
+        _plots(groups),
         '<h2 id="findings">Findings</h2>',
         _findings(outcomes, len(groups) > 1),
         _unknown(outcomes),
         "<h2>Settings that differ from the defaults</h2>",
         _settings(groups),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>{escape(title)}</title>'
     return (
         f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{CSS}</style></head>\n<body>\n'
         + "\n".join(parts)
@@ -106,7 +104,7 @@ def _runs(groups: Groups) -> str:
         "best evaluation",
     ]
     rows = [_row(run) for runs in groups.values() for run in runs]
-    return _table([*heads, "steps per second"], rows, range(3, 10))
+    return f'<div class="runs">{_table([*heads, "steps per second"], rows, range(3, 10))}</div>'
 
 
 def _row(run: Run) -> list[str]:
@@ -146,14 +144,30 @@ def _interval(groups: Groups) -> str:
     return f'<p class="soft">{escape(" ".join(words))}</p>'
 
 
+def _plots(groups: Groups) -> str:
+    tasks = by_task(groups)
+    parts: list[str] = []
+    index = 0
+    for task, members in tasks.items():
+        panels = make_panels(members)
+        parts += [f"<h3>{escape(task)}</h3>"] if len(tasks) > 1 else []
+        figures = [_figure(panel, index + number) for number, panel in enumerate(panels)]
+        index += len(panels)
+        parts += ['<div class="plots">', *figures, "</div>"]
+        if not panels:
+            parts.append("<p>There is nothing to plot: no episode has ended, and no metric was logged.</p>")
+    return "\n".join(parts)
+
+
 def _figure(panel: Panel, index: int) -> str:
     legend = "".join(_legend(line) for line in panel.lines if line.label)
     listed = f'<ul class="legend">{legend}</ul>' if legend else ""
-    return f"<figure><h3>{escape(panel.title)}</h3>{listed}{draw(panel, index)}<figcaption>{escape(panel.caption)}</figcaption></figure>"
+    caption = f"<figcaption>{escape(panel.caption)}</figcaption>"
+    return f"<figure><h3>{escape(panel.title)}</h3>{listed}{draw(panel, index)}{caption}</figure>"
 
 
 def _legend(line: Line) -> str:
-    dashes = ' stroke-dasharray="5 3"' if line.is_dashed else ""
+    dashes = ("", ' stroke-dasharray="6 3"', ' stroke-dasharray="2 3"')[line.dashes]
     mark = f'<path d="M0 5H30" stroke="var(--c{line.color % 8})" stroke-width="3"{dashes}/>'
     return f'<li><svg viewBox="0 0 30 10" aria-hidden="true">{mark}</svg>{escape(line.label)}</li>'
 

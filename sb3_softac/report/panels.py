@@ -22,14 +22,14 @@ class Line:
     :param label: in the legend
     :param curves: of each run
     :param color: number of its colour
-    :param is_dashed: how it is drawn
+    :param dashes: how it is drawn: 0 solid, 1 dashed, 2 dotted
     :param points: what the curve is the mean of, if that is to be seen too
     """
 
     label: str
     curves: tuple[Series, ...]
     color: int
-    is_dashed: bool = False
+    dashes: int = 0
     points: tuple[Series, ...] = ()
 
 
@@ -72,7 +72,7 @@ def lines(groups: Groups, **readers: Read) -> tuple[Line, ...]:
             parts = [words.replace("_", " ")] if len(readers) > 1 else []
             name = ", ".join([*parts, *([label] if len(groups) > 1 else [])])
             color = index if len(groups) > 1 else number
-            found.append(Line(name, curves, color, is_dashed=number % 2 == 1))
+            found.append(Line(name, curves, color, dashes=number % 3))
     return tuple(found)
 
 
@@ -104,7 +104,7 @@ def _evaluations(groups: Groups) -> tuple[Line, ...]:
             mean = float(np.mean([returns.mean() for returns in references]))
             ends = np.array([min(c.steps[0] for c in line.curves), max(c.steps[-1] for c in line.curves)])
             name = ", ".join(["random actions", *([line.label] if line.label else [])])
-            found.append(Line(name, (Series(ends, np.full(2, mean)),), line.color, is_dashed=True))
+            found.append(Line(name, (Series(ends, np.full(2, mean)),), line.color, dashes=1))
     return tuple(found)
 
 
@@ -114,11 +114,11 @@ def lengths(run: Run) -> Series | None:
 
 
 def speed(run: Run) -> Series | None:
-    """Environment steps per second between ends of episodes, in about fifty parts of the run; else what SB3 has logged."""
+    """Environment steps per second between ends of episodes, in at most fifty parts of the run; else what SB3 has logged."""
     episodes = run.episodes
     if episodes is None or len(episodes) < 3:
         return run.metric("time/fps")
-    parts = np.unique(np.linspace(0, len(episodes) - 1, min(len(episodes), 50)).astype(int))
+    parts = np.unique(np.linspace(0, len(episodes) - 1, min(max(len(episodes) // 4, 3), 50)).astype(int))
     steps, seconds = np.diff(episodes.steps[parts]), np.diff(episodes.seconds[parts])
     fits = seconds > 0
     return in_order(episodes.steps[parts][1:][fits], steps[fits] / seconds[fits])
@@ -145,14 +145,14 @@ def _values(groups: Groups) -> Panel:
         "estimate_of_it_from_returns_and_lengths": _estimated,
     }
     caption = (
-        "The discounted return is rollout/discounted_return: the mean over the states of the last episodes, with rewards as the "
-        "critics see them. Q also holds the entropy bonus, at most α Ĥ γ/(1 − γ)."
+        "The discounted return is rollout/discounted_return: the mean over the states of the last episodes, with rewards as "
+        "the critics see them. Q also holds the entropy bonus, at most α Ĥ γ/(1 − γ)."
     )
     runs = [run for group in groups.values() for run in group]
     if any(_estimated(run) is not None for run in runs):
         caption += (
-            " Where only returns and lengths are known, the estimate takes all rewards of an episode to be equal, and the larger "
-            "of the values with and without a future behind its end."
+            " Where only returns and lengths are known, the estimate takes all rewards of an episode to be equal, and the "
+            "larger of the values with and without a future behind its end."
         )
     if any("train/q_value" not in run.metrics and _value(run) is not None for run in runs):
         caption += " SB3's SAC logs no Q: minus its actor loss, Q − α log π, is shown."
@@ -167,8 +167,9 @@ def _returns(groups: Groups) -> list[Panel]:
     ]
 
 
-def _one(groups: Groups, title: str, unit: str, caption: str, *, log: bool = False, **readers: Read) -> Panel:
-    return Panel(title, unit, caption, lines(groups, **readers), is_logarithmic=log)
+def _one(groups: Groups, title: str, unit: str, caption: str, name: str, log: bool = False) -> Panel:
+    """A panel of one metric."""
+    return Panel(title, unit, caption, lines(groups, value=metric(name)), is_logarithmic=log)
 
 
 def _rates(groups: Groups) -> Panel:
@@ -176,7 +177,24 @@ def _rates(groups: Groups) -> Panel:
         {name for runs in groups.values() for run in runs for name in run.metrics if name.endswith("learning_rate")}
     )
     readers = {name.removeprefix("train/"): metric(name) for name in names}
-    return _one(groups, "Learning rates", "learning rate", "As the optimizers had them.", log=True, **readers)
+    return Panel(
+        "Learning rates", "learning rate", "As the optimizers had them.", lines(groups, **readers), is_logarithmic=True
+    )
+
+
+def _learning(groups: Groups) -> list[Panel]:
+    entropy = lines(groups, entropy=metric("train/entropy"), target=metric("train/target_entropy"))
+    norms = lines(groups, critics=metric("train/grad_norm_critic"), actor=metric("train/grad_norm_actor"))
+    losses = lines(groups, critics=metric("train/critic_loss"), value_network=metric("train/value_loss"))
+    return [
+        _values(groups),
+        Panel("Entropy against its target", "nats", "Ĥ of the policy, in the action space scaled to [−1, 1].", entropy),
+        _one(groups, "Temperature α", "reward per nat", "Weight of the entropy in the rewards.", "train/ent_coef", log=True),
+        _one(groups, "log σ", "log σ (mean)", "Near its lower bound the policy is deterministic.", "train/log_std"),
+        Panel("Loss of the critics", "loss", "Grows with the scale of the values.", losses, is_logarithmic=True),
+        _one(groups, "Loss of the actor", "loss", "About minus the value of the states.", "train/actor_loss"),
+        Panel("Gradient norms", "Euclidean norm", "Before clipping.", norms, is_logarithmic=True),
+    ]
 
 
 def make_panels(groups: Groups) -> list[Panel]:
@@ -184,26 +202,25 @@ def make_panels(groups: Groups) -> list[Panel]:
 
     :param groups: runs by the name of their group
     """
-    entropy = {"entropy": metric("train/entropy"), "target": metric("train/target_entropy")}
-    norms = {"critics": metric("train/grad_norm_critic"), "actor": metric("train/grad_norm_actor")}
-    losses = {"critics": metric("train/critic_loss"), "value_network": metric("train/value_loss")}
     share = "Share of the components of actions at 99 % of a bound or beyond; uniform actions have 1 %."
-    clipped = "Share of the targets outside of value_range."
+    speeds = lines(groups, speed=speed)
     panels = [
         *_returns(groups),
-        _values(groups),
-        _one(groups, "Entropy against its target", "nats", "Ĥ of the policy in the scaled action space.", **entropy),
-        _one(groups, "Temperature α", "reward per nat", "Weight of the entropy.", log=True, alpha=metric("train/ent_coef")),
-        _one(groups, "log σ", "log σ (mean)", "Low: nearly deterministic.", log_std=metric("train/log_std")),
-        _one(groups, "Loss of the critics", "loss", "Grows with the scale of the values.", log=True, **losses),
-        _one(groups, "Loss of the actor", "loss", "About minus the value.", actor_loss=metric("train/actor_loss")),
-        _one(groups, "Gradient norms", "Euclidean norm", "Before clipping.", log=True, **norms),
-        _one(groups, "Actions at their bounds", "share", share, saturation=metric("rollout/saturation")),
-        _one(groups, "Clipped targets", "share", clipped, clipped=metric("train/target_clipped")),
-        _one(groups, "Divisor of rewards", "reward", "Should settle.", divisor=metric("train/reward_divisor")),
-        _one(groups, "Success rate", "share", "Of the last episodes.", success=metric("rollout/success_rate")),
-        _one(groups, "Length of episodes", "steps", "Mean as for returns.", lengths=lengths),
+        *_learning(groups),
+        _one(groups, "Actions at their bounds", "share", share, "rollout/saturation"),
+        _one(groups, "Clipped targets", "share", "Share of the targets outside of value_range.", "train/target_clipped"),
+        _one(groups, "Divisor of rewards", "reward", "Should settle.", "train/reward_divisor", log=True),
+        _one(groups, "Success rate", "share", "Of the last episodes.", "rollout/success_rate"),
+        Panel("Length of episodes", "steps", "Mean over episodes, as for returns.", lines(groups, length=lengths)),
         _rates(groups),
-        _one(groups, "Speed", "steps per second", "Environment steps, with updates and evaluations.", speed=speed),
+        Panel("Speed", "steps per second", "Environment steps, the time of updates and evaluations included.", speeds),
     ]
     return [panel for panel in panels if panel.lines]
+
+
+def by_task(groups: Groups) -> dict[str, dict[str, Sequence[Run]]]:
+    """Groups of each task: returns of different tasks have nothing to say to each other."""
+    tasks: dict[str, dict[str, Sequence[Run]]] = {}
+    for label, runs in groups.items():
+        tasks.setdefault(runs[0].env_id or "unknown task", {})[label] = runs
+    return tasks

@@ -18,7 +18,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -62,7 +62,8 @@ def draw(panel: Panel, index: int) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"panel {index}"}):
+    style: Any = STYLE | {"svg.hashsalt": f"panel {index}"}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -73,6 +74,8 @@ def draw(panel: Panel, index: int) -> str:
         axes.set_xlabel("environment steps")
         axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if axes.get_yscale() == "linear" and max(map(abs, axes.get_ylim())) >= 1e5:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.margins(x=0.02)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -80,7 +83,7 @@ def draw(panel: Panel, index: int) -> str:
 
 
 def _draw_line(axes: Any, line: Line) -> None:
-    color, style = COLORS[line.color % len(COLORS)], "--" if line.is_dashed else "-"
+    color, style = COLORS[line.color % len(COLORS)], ("-", "--", ":")[line.dashes]
     for points in line.points:
         shown = thin(points, 1000)
         axes.plot(shown.steps, shown.values, ".", color=color, alpha=0.3, markersize=3, markeredgewidth=0)

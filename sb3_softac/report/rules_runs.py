@@ -108,14 +108,13 @@ def learning_rate_gone(run: Run) -> Verdict:
             verdicts.append(Unknown(f"{name} was logged too rarely"))
             continue
         largest = float(series.values.max())
-        late = series.part(1.0 - AT_THE_END, 1.0)
-        if largest > 0.0 and late.max() <= NOTHING * largest:
-            small = series.values > NOTHING * largest
-            since_step = series.steps[int(np.flatnonzero(small)[-1]) + 1]
+        last = int(np.flatnonzero(series.values >= NOTHING * largest)[-1])  # where it still was something
+        since_step = series.steps[min(last + 1, len(series) - 1)]
+        if largest > 0.0 and series.steps[-1] - since_step >= AT_THE_END * series.steps[-1]:
             verdicts.append(
                 Finding(
                     "A learning rate has decayed to nothing.",
-                    f"{name} was {number(largest)} at most, and is below {NOTHING:.0%} of it since step {since_step:,.0f} of "
+                    f"{name} was {number(largest)} at most, and below {NOTHING:.0%} of that since step {since_step:,.0f} of "
                     f"{series.steps[-1]:,.0f}.",
                     'A schedule that ends higher, such as "lin_3e-4_1e-5" or "cos_3e-4_1.5e-4", or one over more steps.',
                 )

@@ -33,11 +33,19 @@ th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px so
 th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1rem; }
-figure, .finding { margin: 0; padding: .9rem 1rem; background: var(--card); border: 1px solid var(--grid); border-radius: .5rem; }
+.runs td { white-space: nowrap; }
+div + h3, p + h3 { margin-top: 1.2rem; }
+h3 + .plots { margin-top: .6rem; }
+h3 .soft { font-weight: 400; }
+figure, .finding {
+  margin: 0; padding: .9rem 1rem; background: var(--card); border: 1px solid var(--grid); border-radius: .5rem;
+}
 figure svg { display: block; width: 100%; height: auto; margin: .4rem 0; }
 figure svg text { font-family: inherit; }
 figcaption { font-size: .85rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .2rem 0 0; padding: 0; list-style: none; font-size: .85rem; }
+.legend {
+  display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .2rem 0 0; padding: 0; list-style: none; font-size: .85rem;
+}
 .legend svg { display: inline-block; width: 1.8rem; height: .6rem; margin: 0 .35rem 0 0; }
 .finding { margin-bottom: .8rem; border-left: .3rem solid var(--problem); }
 .finding.is-hint { border-left-color: var(--hint); }
