@@ -4,4 +4,5 @@ import sys
 
 from sb3_softac.report.command import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
