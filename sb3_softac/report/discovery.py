@@ -55,13 +55,23 @@ def _natural(path: Path) -> list[Any]:
     return [[(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", piece)] for piece in path.parts]
 
 
+def _monitors(folder: Path, notes: list[str]) -> list[Path]:
+    """The monitor files of the environments of one run: ``monitor.csv``, or numbered; or one that has another name."""
+    found = sorted(folder.glob("*monitor.csv"))
+    own = [path for path in found if re.fullmatch(r"(\d+\.)?monitor\.csv", path.name)] or found[:1]
+    others = [path.name for path in found if path not in own]
+    if others:
+        notes.append(f"{', '.join(others)} left out: only monitor.csv and numbered files are of one run.")
+    return own
+
+
 def read_run(folder: Path, name: str) -> Run:
     """Everything that lies in one folder.
 
     :raises ReportError: event files, but no TensorBoard to read them
     """
     run = Run(name, folder)
-    run.episodes, run.env_id = read_monitor(list(folder.glob("*monitor.csv")), run.notes)
+    run.episodes, run.env_id = read_monitor(_monitors(folder, run.notes), run.notes)
     if (folder / "progress.csv").is_file():
         run.metrics = read_progress(folder / "progress.csv", run.notes)
     if (folder / "evaluations.npz").is_file():

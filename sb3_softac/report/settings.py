@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,8 +128,16 @@ def of_model(folder: Path) -> tuple[dict[str, Any], str | None, str] | None:
             continue
         algorithm = next((name for module, name in MODULES.items() if module in where), None)
         plain = {name: value for name, value in data.items() if not (isinstance(value, dict) and ":serialized:" in value)}
+        plain["_minus_dimensions"] = _minus_dimensions(data.get("action_space"))
         return plain, algorithm, path.name
     return None
+
+
+def _minus_dimensions(space: Any) -> float | None:
+    """-A, the automatic target entropy of ``Box`` actions, by what a file says of their space."""
+    shape = space.get("_shape") if isinstance(space, Mapping) else None
+    sizes = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
+    return -float(math.prod(shape)) if sizes and shape else None
 
 
 def read_settings(
@@ -154,10 +163,14 @@ def read_settings(
 
 
 def _without_resolved(given: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was automatic when it was set: a model file holds what it stood for."""
-    if given.get("target_entropy") == data.get("_automatic_target_entropy"):
-        given.pop("target_entropy", None)
-    if given.get("actor_q") == "min" or given.get("replay_buffer_class") is not None:
-        given = {name: value for name, value in given.items() if name not in ("actor_q", "replay_buffer_class")}
-    empty = [name for name in ("policy_kwargs", "replay_buffer_kwargs") if given.get(name) == {}]
-    return {name: value for name, value in given.items() if name not in empty}
+    """Without what was automatic when it was set, and what SB3 adds: a model file holds what an option stood for."""
+    automatic = data.get("_automatic_target_entropy", data.get("_minus_dimensions"))
+    values = dict(given)
+    if values.get("target_entropy") == automatic:
+        values.pop("target_entropy", None)
+    if values.get("actor_q") == "min":
+        values.pop("actor_q")
+    kwargs = values.get("policy_kwargs")
+    if isinstance(kwargs, dict):
+        values["policy_kwargs"] = {name: value for name, value in kwargs.items() if name != "use_sde"}
+    return {name: value for name, value in values.items() if not (name.endswith("_kwargs") and value == {})}

@@ -113,7 +113,7 @@ def read_progress(path: Path, notes: list[str]) -> dict[str, Series]:
 def read_evaluations(path: Path, notes: list[str]) -> Evaluations | None:
     """What an ``evaluations.npz`` holds; None if that is nothing."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closed if NumPy fails, too
             steps, returns = file["timesteps"], file["results"]
         steps, returns = np.asarray(steps, np.float64), np.asarray(returns, np.float64)
     except (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:

@@ -109,7 +109,8 @@ def test_training_logs_it_for_several_environments_and_scaled_as_the_critics_see
     values = model.logger.name_to_value
     cut_off = [len(rewards) == 12 for rewards in logged.finished]
     expected = [
-        10.0 if cut else np.mean(returns_by_hand(rewards, 0.9)) for rewards, cut in zip(logged.finished, cut_off, strict=True)
+        10.0 if cut else float(np.mean(returns_by_hand(rewards, 0.9)))
+        for rewards, cut in zip(logged.finished, cut_off, strict=True)
     ]
     assert values["rollout/discounted_return"] == pytest.approx(2.0 * np.mean(expected))
     assert values["rollout/timeout_rate"] == pytest.approx(np.mean(cut_off))

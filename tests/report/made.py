@@ -10,14 +10,14 @@ import numpy as np
 from sb3_softac.report.data import Episodes, Evaluations, Run, Series, Settings
 from sb3_softac.report.settings import defaults_of
 
-STEPS = np.arange(1, 41) * 1000.0  # 40 logs in 40,000 steps
+STEPS = np.arange(1, 41, dtype=np.float64) * 1000  # 40 logs in 40,000 steps
 
 
 def series(values: Any) -> Series:
     """A metric at ``STEPS``: a number, or a function of the share of the run that is done."""
     shares = (STEPS - STEPS[0]) / (STEPS[-1] - STEPS[0])
     made = np.array([values(share) for share in shares]) if callable(values) else np.full(len(STEPS), float(values))
-    return Series(STEPS, made)
+    return Series(STEPS, made.astype(np.float64))
 
 
 def episodes(returns: Sequence[float], lengths: int | Sequence[int] = 100) -> Episodes:
@@ -45,7 +45,9 @@ def run(
     return Run("made", Path("made"), "Task-v0", algorithm, 0, named, episodes, evaluations, settings)
 
 
-def write_monitor(folder: Path, rows: Sequence[tuple[float, int, float]], start: float = 1000.0, name: str = "monitor.csv") -> Path:
+def write_monitor(
+    folder: Path, rows: Sequence[tuple[float, int, float]], start: float = 1000.0, name: str = "monitor.csv"
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"t_start": start, "env_id": "Pendulum-v1"})
     lines = [f"#{header}", "r,l,t", *(f"{r},{length},{t}" for r, length, t in rows)]

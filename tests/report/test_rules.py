@@ -36,7 +36,12 @@ SICK: dict[str, list[Run]] = {
         run(given={"learning_starts": 0, "random_steps": 400}, episodes=episodes([*RANDOM, *[-50.0] * 20])),
     ],
     "values-above-returns": [
-        run(train__q_value=lambda share: 10 + 1000 * share, rollout__discounted_return=10.0, train__ent_coef=0.1, train__entropy=1),
+        run(
+            train__q_value=lambda share: 10 + 1000 * share,
+            rollout__discounted_return=10.0,
+            train__ent_coef=0.1,
+            train__entropy=1,
+        ),
         run(train__q_value=lambda share: 900 * share, episodes=episodes([100.0] * 400)),  # 1 for each step: 100
         run(algorithm="SAC", train__actor_loss=lambda share: -900 * share, episodes=episodes([100.0] * 400)),
     ],
@@ -129,7 +134,10 @@ SILENT: dict[str, list[Run]] = {
         run(train__q_value=1e6),
         run(train__q_value=1e6, given={"normalize": True}, episodes=episodes([1.0] * 50)),
     ],
-    "timeouts-as-ends": [run(episodes=episodes([1.0] * 20, 50)), run(episodes=episodes([1.0] * 5, 50), rollout__timeout_rate=0)],
+    "timeouts-as-ends": [
+        run(episodes=episodes([1.0] * 20, 50)),
+        run(episodes=episodes([1.0] * 5, 50), rollout__timeout_rate=0),
+    ],
     "many-updates": [run(known=False), run(known=False, train__n_updates=lambda share: 8 * 39_000 * share)],
     "log-std-at-bound": [run(given={"use_sde": True}, train__log_std=-30.0)],
 }
