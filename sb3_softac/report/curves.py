@@ -26,9 +26,11 @@ def smooth(episodes: Episodes) -> Series:
     return rolling(Series(episodes.steps[finite], episodes.returns[finite]))
 
 
-def rolling(series: Series) -> Series:
-    """Mean of each value and those before it, in a window of a twentieth of all values, and at most 100."""
-    width = min(100, max(1, len(series) // 20))
+def rolling(series: Series, parts: int = 20) -> Series:
+    """Mean of each value and those before it, in a window of 1/``parts`` of all values, and at most 100."""
+    width = min(100, max(1, len(series) // parts))
+    if width == 1:
+        return series
     sums = np.cumsum(np.concatenate([[0.0], series.values]))
     ends = np.arange(1, len(series) + 1)
     starts = np.maximum(ends - width, 0)

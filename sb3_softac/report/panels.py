@@ -13,6 +13,8 @@ from sb3_softac.report.verdicts import Unknown
 
 Groups = Mapping[str, Sequence[Run]]
 Read = Callable[[Run], Series | None]
+#: metrics are smoothed over this part of their values
+SMOOTHING = 100
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,14 @@ def metric(name: str) -> Read:
 
     def read(run: Run) -> Series | None:
         series = run.metric(name)
-        return None if series is None else rolling(series)
+        return None if series is None else rolling(series, SMOOTHING)
 
     return read
+
+
+def setting(name: str) -> Read:
+    """Reads a metric that has no noise."""
+    return lambda run: run.metric(name)
 
 
 def lines(groups: Groups, **readers: Read) -> tuple[Line, ...]:
@@ -126,7 +133,7 @@ def speed(run: Run) -> Series | None:
 
 def _value(run: Run) -> Series | None:
     value = critic_values(run)
-    return None if isinstance(value, Unknown) else rolling(value.series)
+    return None if isinstance(value, Unknown) else rolling(value.series, SMOOTHING)
 
 
 def _measured(run: Run) -> Series | None:
@@ -176,14 +183,14 @@ def _rates(groups: Groups) -> Panel:
     names = sorted(
         {name for runs in groups.values() for run in runs for name in run.metrics if name.endswith("learning_rate")}
     )
-    readers = {name.removeprefix("train/"): metric(name) for name in names}
+    readers = {name.removeprefix("train/"): setting(name) for name in names}
     return Panel(
         "Learning rates", "learning rate", "As the optimizers had them.", lines(groups, **readers), is_logarithmic=True
     )
 
 
 def _learning(groups: Groups) -> list[Panel]:
-    entropy = lines(groups, entropy=metric("train/entropy"), target=metric("train/target_entropy"))
+    entropy = lines(groups, entropy=metric("train/entropy"), target=setting("train/target_entropy"))
     norms = lines(groups, critics=metric("train/grad_norm_critic"), actor=metric("train/grad_norm_actor"))
     losses = lines(groups, critics=metric("train/critic_loss"), value_network=metric("train/value_loss"))
     return [

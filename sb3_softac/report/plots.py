@@ -71,6 +71,7 @@ def draw(panel: Panel, index: int) -> str:
             _draw_line(axes, line)
         if panel.is_logarithmic and _spans_decades(panel):
             axes.set_yscale("log")
+        _widen(axes, panel)
         axes.set_xlabel("environment steps")
         axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -102,8 +103,21 @@ def _draw_curve(axes: Any, curve: Series, color: str, style: str, is_faint: bool
     axes.plot(curve.steps, curve.values, style, color=color, **look)
 
 
+def _values(panel: Panel) -> Any:
+    return np.concatenate([curve.values for line in panel.lines for curve in line.curves])
+
+
+def _widen(axes: Any, panel: Panel) -> None:
+    """A constant is no noise of rounding."""
+    low, high = float(_values(panel).min()), float(_values(panel).max())
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest:
+        around = 0.1 * largest or 1.0
+        axes.set_ylim(low - around, high + around)
+
+
 def _spans_decades(panel: Panel) -> bool:
-    values = np.concatenate([curve.values for line in panel.lines for curve in line.curves])
+    values = _values(panel)
     return bool((values > 0).all() and values.max() > 100 * values.min())
 
 
