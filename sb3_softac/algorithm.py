@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
-from sb3_softac.collect import check_statistics
+from sb3_softac.collect import FACTS, check_statistics
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
@@ -304,10 +305,19 @@ class SoftAlgorithm(TemperedAlgorithm):
         )
 
     def dump_logs(self) -> None:
-        """As in SB3."""
+        """As in SB3, with what the replay buffer knows of the same episodes."""
         self._read_metrics()
+        self._log_episodes()
         self._runtime.dumped = True
         super().dump_logs()
+
+    def _log_episodes(self) -> None:
+        """Means over the episodes of ``ep_info_buffer``; the discounted return in the units of the critics."""
+        scale = {"discounted_return": self.reward_scale / self._reward_divisor()}
+        for name in FACTS:
+            values = [episode[name] for episode in self.ep_info_buffer or () if name in episode]
+            if values:
+                self.logger.record(f"rollout/{name}", scale.get(name, 1.0) * float(np.mean(values)))
 
     # --- files --------------------------------------------------------------------------------------------------------
 

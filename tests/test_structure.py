@@ -109,6 +109,11 @@ def test_only_one_file_imports_rl_zoo() -> None:
     assert importers == {"sb3_softac.zoo"}
 
 
+def test_nothing_needs_the_report() -> None:
+    importers = {name for name in FILES if any(module.startswith("sb3_softac.report") for module in GRAPH[name])}
+    assert all(name.startswith("sb3_softac.report") for name in importers)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_short(name: str) -> None:
     n_lines = len(FILES[name].read_text().splitlines())

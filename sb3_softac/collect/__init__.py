@@ -1,6 +1,7 @@
 """What happens between two updates: actions, and what of an environment's answers may be stored."""
 
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
+from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
 from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.validation import (
@@ -14,6 +15,7 @@ from sb3_softac.collect.validation import (
 )
 
 __all__ = [
+    "FACTS",
     "CapturedActor",
     "CollectingAlgorithm",
     "DirectActor",

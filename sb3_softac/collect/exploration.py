@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect.acting import make_actor
+from sb3_softac.collect.episodes import describe
 from sb3_softac.collect.noise import advance, sampling_with
 from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
@@ -158,10 +159,22 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._runtime.stored = StoredUpTo(replay_buffer, self._last_obs)
         self._count_observations(stored_obs, dones, infos)
+        self._describe_episodes(replay_buffer, infos, dones)
         if self._return_moments is not None and self._running_returns is not None:
             count_returns(self._return_moments, self._running_returns, stored_reward, dones, self.gamma)
         if self._kept_steps is not None:
             self._kept_steps[np.asarray(dones, dtype=bool)] = 0  # a new episode has noise of its own
+
+    def _describe_episodes(self, buffer: Any, infos: list[dict[str, Any]], dones: np.ndarray[Any, Any]) -> None:
+        """Add what the replay buffer knows of the episodes that have ended to what their Monitor says of them.
+
+        SB3 keeps the same dict in ``ep_info_buffer``, whose means are logged.
+        """
+        context = self.gamma, self.action_space, self._vec_normalize_env
+        for index in np.flatnonzero(dones):
+            episode = infos[index].get("episode")
+            if episode is not None:
+                episode.update(describe(buffer, int(index), int(episode["l"]), *context))
 
     def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
         """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""

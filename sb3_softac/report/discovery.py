@@ -1,0 +1,210 @@
+"""Folders as runs: which logs belong to one training, and which trainings belong together."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sb3_softac.report.data import ReportError, Run
+from sb3_softac.report.settings import NAMES, defaults_of, read_settings
+from sb3_softac.report.tables import read_evaluations, read_monitor, read_progress
+from sb3_softac.report.tensorboard import PATTERN, read_events, start_of
+
+#: metrics by which an algorithm is known, the surest first
+SIGNS = (
+    ("train/stein_norm", "SoftQL"),
+    ("train/entropy", "SoftAC"),
+    ("train/ent_coef", "SAC"),
+    ("train/clip_fraction", "PPO"),
+    ("rollout/exploration_rate", "DQN"),
+    ("train/entropy_loss", "A2C"),
+)
+#: an event file is begun at most so many seconds after the Monitor of its run
+PATIENCE = 600.0
+WHAT_COUNTS = "monitor.csv, progress.csv, evaluations.npz or event files of TensorBoard"
+
+
+def holds_logs(names: Sequence[str]) -> bool:
+    """Whether a folder with these files is that of a run."""
+    known = ("progress.csv", "evaluations.npz")
+    return any(name in known or name.endswith("monitor.csv") or name.startswith("events.out.tfevents.") for name in names)
+
+
+def find_folders(root: Path) -> list[Path]:
+    """Folders below ``root``, itself included, that hold logs.
+
+    :raises ReportError: there is no such folder, or it holds none
+    """
+    if not root.exists():
+        raise ReportError(f"LOGDIR is {str(root)!r}, but there is no such folder.")
+    if not root.is_dir():
+        raise ReportError(f"LOGDIR is {str(root)!r}, which is a file: give the folder that it lies in.")
+    try:
+        next(root.iterdir(), None)
+    except OSError as error:
+        raise ReportError(f"LOGDIR is {str(root)!r}, which cannot be read: {error.strerror}.") from error
+    found = [Path(folder) for folder, _, names in os.walk(root) if holds_logs(names)]
+    if not found:
+        raise ReportError(f"{str(root)!r} holds no logs: neither it nor a folder in it has {WHAT_COUNTS}.")
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[Any]:
+    return [[(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", piece)] for piece in path.parts]
+
+
+def _monitors(folder: Path, notes: list[str]) -> list[Path]:
+    """The monitor files of the environments of one run: ``monitor.csv``, or numbered; or one that has another name."""
+    found = sorted(folder.glob("*monitor.csv"))
+    own = [path for path in found if re.fullmatch(r"(\d+\.)?monitor\.csv", path.name)] or found[:1]
+    others = [path.name for path in found if path not in own]
+    if others:
+        notes.append(f"{', '.join(others)} left out: only monitor.csv and numbered files are of one run.")
+    return own
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Everything that lies in one folder.
+
+    :raises ReportError: event files, but no TensorBoard to read them
+    """
+    run = Run(name, folder)
+    run.episodes, run.env_id = read_monitor(_monitors(folder, run.notes), run.notes)
+    if (folder / "progress.csv").is_file():
+        run.metrics = read_progress(folder / "progress.csv", run.notes)
+    if (folder / "evaluations.npz").is_file():
+        run.evaluations = read_evaluations(folder / "evaluations.npz", run.notes)
+    if not any(metric.startswith("train/") for metric in run.metrics) and any(folder.glob(PATTERN)):
+        run.metrics = read_events(folder, run.notes) | run.metrics
+    return run
+
+
+def _complete(run: Run, tensorboards: dict[Path, Run]) -> None:
+    """Add settings, and the logs of TensorBoard that RL Zoo has put elsewhere."""
+    run.settings, run.algorithm, run.seed, arguments = read_settings(run.folder, _guess(run), run.notes)
+    run.env_id = arguments.get("env", run.env_id)
+    place = arguments.get("tensorboard_log")
+    if place and not run.metrics:
+        bases = [Path(), *run.folder.resolve().parents] if not Path(place).is_absolute() else [Path()]
+        folders = [path.parent for base in bases for path in (base / place).glob(f"{run.env_id}/*/{PATTERN}")]
+        _attach(run, folders, tensorboards)
+    if run.algorithm is None:
+        run.algorithm = _guess(run)
+        run.settings = replace(run.settings, defaults=defaults_of(run.algorithm))
+
+
+def _guess(run: Run) -> str | None:
+    """The algorithm, by what it logs or by the folder that ``learn`` gives its name."""
+    named = re.fullmatch(r"([A-Za-z0-9]+)_\d+", run.folder.name)
+    upper = named.group(1).upper() if named else ""
+    if upper and defaults_of(upper) is not None:
+        return NAMES.get(upper, upper)
+    return next((name for metric, name in SIGNS if metric in run.metrics), None)
+
+
+def _attach(run: Run, folders: Sequence[Path], tensorboards: dict[Path, Run]) -> None:
+    """Take the metrics of the TensorBoard run that began next after the Monitor of ``run``."""
+    begun = run.episodes.started if run.episodes is not None else None
+    if begun is None:
+        return
+    starts = {(start_of(path) or 0.0, folder) for folder in folders for path in folder.glob(PATTERN)}
+    later = sorted(pair for pair in starts if begun - 2.0 <= pair[0] <= begun + PATIENCE)
+    if not later:
+        return
+    folder = later[0][1]
+    other = next((other for path, other in tensorboards.items() if path.resolve() == folder.resolve()), None)
+    source = read_run(folder, folder.name) if other is None else other
+    run.metrics = source.metrics | run.metrics
+    run.notes += source.notes
+    if other is not None:
+        tensorboards.pop(other.folder)
+
+
+def _is_part(run: Run) -> bool:
+    """Whether a folder holds no training of its own: evaluations, or logs of TensorBoard only."""
+    return not run.episodes and not any(name.startswith("train/") for name in run.metrics)
+
+
+def find_runs(roots: Sequence[Path]) -> list[Run]:
+    """The runs below the given folders.
+
+    :raises ReportError: no logs, or event files without TensorBoard to read them
+    """
+    folders: dict[Path, Path] = {}
+    for root in roots:
+        for folder in find_folders(root):
+            folders.setdefault(folder.resolve(), folder)
+    names = _short_names(list(folders.values()))
+    read = {folder: read_run(folder, name) for folder, name in zip(folders.values(), names, strict=True)}
+    tensorboards = {folder: run for folder, run in read.items() if run.episodes is None and any(folder.glob(PATTERN))}
+    monitored = [run for run in read.values() if run.folder not in tensorboards]
+    for run in monitored:
+        if not any(name.startswith("train/") for name in run.metrics):
+            _attach(run, list(tensorboards), tensorboards)
+        _complete(run, tensorboards)
+    runs = monitored + [run for run in tensorboards.values()]
+    for run in tensorboards.values():
+        _complete(run, {})
+    return _with_evaluations(runs)
+
+
+def _with_evaluations(runs: list[Run]) -> list[Run]:
+    """Let evaluations in a folder of their own belong to the run whose folder that lies in."""
+    kept = []
+    for run in runs:
+        above = [other for other in runs if other is not run and other.folder.resolve() in run.folder.resolve().parents]
+        owner = max(above, key=lambda other: len(other.folder.parts), default=None)
+        if owner is None or not _is_part(run) or (owner.evaluations is not None and run.evaluations is not None):
+            kept.append(run)
+            continue
+        owner.evaluations = owner.evaluations or run.evaluations
+        owner.metrics = run.metrics | owner.metrics
+        owner.notes += run.notes
+    return kept
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders without what all have in common."""
+    if len(folders) == 1:
+        return [folders[0].resolve().name]
+    parts = [folder.resolve().parts for folder in folders]
+    common = len(Path(os.path.commonpath([folder.resolve() for folder in folders])).parts)
+    return ["/".join(part[common:]) or part[-1] for part in parts]
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in their seed alone, by a name for each group."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_key(run), []).append(run)
+    members = list(groups.values())
+    heads = [f"{group[0].algorithm or 'unknown algorithm'}, {group[0].env_id or 'unknown task'}" for group in members]
+    labels = []
+    for group, head in zip(members, heads, strict=True):
+        same = [other for other, name in zip(members, heads, strict=True) if name == head]
+        difference = [] if len(same) == 1 else [_difference(group, same)]
+        labels.append(", ".join([*([head] if len({*heads}) > 1 or not difference else []), *difference]))
+    unique = [label if labels.count(label) == 1 else f"{label} ({index + 1})" for index, label in enumerate(labels)]
+    return dict(zip(unique, members, strict=True))
+
+
+def _key(run: Run) -> str:
+    given = {name: value for name, value in run.settings.given.items() if name != "n_timesteps"}
+    if run.settings.known:
+        return repr((run.algorithm, run.env_id, sorted(given.items(), key=str)))
+    logged = sorted(name for name in run.metrics if name.startswith("train/"))
+    return repr((run.algorithm, run.env_id, logged, str(run.folder.resolve().parent)))
+
+
+def _difference(group: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:
+    """What sets a group apart from others of the same algorithm and task."""
+    settings = group[0].settings
+    if not settings.known:
+        return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+    given = [other[0].settings.given for other in others if other[0].settings.known]
+    own = {name: value for name, (value, _) in settings.differing().items() if name != "n_timesteps"}
+    names = [name for name in own if any(entry.get(name) != own[name] for entry in given)]
+    text = ", ".join(f"{name}={own[name]}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return text or "no further options"

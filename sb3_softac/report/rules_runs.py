@@ -1,0 +1,192 @@
+"""Rules on how a run went: updates, learning rates, returns, ends of episodes. Thresholds: docs/report.md."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sb3_softac.report.data import Array, Run
+from sb3_softac.report.rules_values import has_normalisation
+from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, count, number
+
+#: gradient steps per environment step that plain critics bear
+MOST_UPDATES = 4.0
+#: a learning rate below this share of its largest value, during the last such part of a run, is nothing
+NOTHING, AT_THE_END = 0.01, 0.1
+#: episodes of one length that are no coincidence
+SAME_LENGTHS = 10
+#: random episodes without which nothing is compared
+FEWEST_RANDOM = 2
+
+
+def no_updates(run: Run) -> Verdict:
+    """Not one gradient step."""
+    starts, n_steps = run.settings.get("learning_starts"), run.n_steps
+    trained = any(name.startswith("train/") and name != "train/std" for name in run.metrics)
+    advice = "Fewer learning_starts (and random_steps), or more steps."
+    if trained:
+        return None
+    if isinstance(starts, int | float) and 0 < n_steps <= starts and run.is_soft:
+        evidence = f"The run has {count(n_steps, 'step')}, and learning_starts is {starts:,.0f}: no gradient step was done."
+        return Finding("Nothing was learned: learning_starts was never reached.", evidence, advice)
+    if not run.metrics:
+        return Unknown("no metrics were logged (RL Zoo: -tb FOLDER; SB3: a logger with csv or tensorboard)")
+    if not run.is_soft and run.algorithm is not None:
+        return Unknown(f"what {run.algorithm} logs is not known here")
+    evidence = f"Metrics were logged up to step {n_steps:,}, but none of train/."
+    return Finding("No gradient step was logged.", evidence, f"learning_starts may lie above the steps of the run. {advice}")
+
+
+def not_finite(run: Run) -> Verdict:
+    """NaN or infinity in any log."""
+    bad = {name: series.where(~np.isfinite(series.values)) for name, series in run.metrics.items()}
+    places = {name: float(series.steps[0]) for name, series in bad.items() if len(series) > 0}
+    if run.episodes is not None and not np.isfinite(run.episodes.returns).all():
+        places["the returns in monitor.csv"] = float(run.episodes.steps[~np.isfinite(run.episodes.returns)][0])
+    if run.evaluations is not None and not np.isfinite(run.evaluations.returns).all():
+        wrong = ~np.isfinite(run.evaluations.returns).all(axis=1)
+        places["the returns in evaluations.npz"] = float(run.evaluations.steps[wrong][0])
+    if not places:
+        return None if run.metrics or run.episodes or run.evaluations else Unknown("there are no numbers")
+    first = sorted(places, key=lambda name: places[name])
+    shown = ", ".join(f"{name} from step {places[name]:,.0f}" for name in first[:4])
+    more = f" and {count(len(first) - 4, 'more metric')}" if len(first) > 4 else ""
+    return Finding(
+        "There are values that are not finite.",
+        f"{shown}{more}.",
+        "Training has diverged, or the environment returns NaN. A lower learning_rate, max_grad_norm, ent_coef_max, "
+        "normalize_rewards or normalize_observations; SoftAC itself stops where it happens, and says what it was.",
+    )
+
+
+def many_updates(run: Run) -> Verdict:
+    """More than four gradient steps per environment step, and nothing that makes critics bear it."""
+    updates, starts = run.metric("train/n_updates"), run.settings.get("learning_starts")
+    ratio: float | None = None
+    if updates is not None and len(updates) > 1:
+        between = updates.steps[-1] - updates.steps[0]
+        ratio = float((updates.values[-1] - updates.values[0]) / between) if between > 0 else None
+    elif updates is not None and isinstance(starts, int | float) and updates.steps[-1] > starts:
+        ratio = float(updates.values[-1] / (updates.steps[-1] - starts))
+    if ratio is None:
+        ratio = _asked_for(run)
+    if ratio is None:
+        return Unknown("neither train/n_updates nor gradient_steps is known")
+    if ratio <= MOST_UPDATES:
+        return None
+    if not run.settings.known:
+        return Unknown(f"{number(ratio)} updates per environment step, but whether critics are normalised is not known")
+    kwargs = run.settings.get("policy_kwargs")
+    held_back = has_normalisation(kwargs if isinstance(kwargs, Mapping) else {})
+    if held_back or run.settings.get("resets") is not None or run.settings.get("target_subset") is not None:
+        return None
+    return Finding(
+        "Many updates per environment step, by critics without normalisation.",
+        f"{number(ratio)} gradient steps per environment step; from about {number(MOST_UPDATES)} on they often overestimate.",
+        "policy_kwargs={'layer_norm': True}, resets, or an ensemble with target_subset; or fewer gradient_steps.",
+    )
+
+
+def _asked_for(run: Run) -> float | None:
+    """Updates per step by the options alone."""
+    steps, frequency, n_envs = (run.settings.get(name) for name in ("gradient_steps", "train_freq", "n_envs"))
+    n_envs = 1 if n_envs is None else n_envs
+    if isinstance(frequency, list | tuple) and len(frequency) == 2 and frequency[1] == "step":
+        frequency = frequency[0]
+    numbers = all(isinstance(value, int | float) and value > 0 for value in (steps, frequency, n_envs))
+    return float(steps) / (float(frequency) * float(n_envs)) if numbers else None
+
+
+def learning_rate_gone(run: Run) -> Verdict:
+    """A learning rate was below a hundredth of its largest value for a tenth of the run."""
+    names = sorted(name for name in run.metrics if name.startswith("train/") and name.endswith("learning_rate"))
+    if not names:
+        return Unknown("no learning rate was logged")
+    verdicts: list[Verdict] = []
+    for name in names:
+        series = run.metric(name)
+        if series is None or len(series) < FEWEST:
+            verdicts.append(Unknown(f"{name} was logged too rarely"))
+            continue
+        largest = float(series.values.max())
+        last = int(np.flatnonzero(series.values >= NOTHING * largest)[-1])  # where it still was something
+        since_step = series.steps[min(last + 1, len(series) - 1)]
+        if largest > 0.0 and series.steps[-1] - since_step >= AT_THE_END * series.steps[-1]:
+            verdicts.append(
+                Finding(
+                    "A learning rate has decayed to nothing.",
+                    f"{name} was {number(largest)} at most, and below {NOTHING:.0%} of that since step {since_step:,.0f} of "
+                    f"{series.steps[-1]:,.0f}.",
+                    'A schedule that ends higher, such as "lin_3e-4_1e-5" or "cos_3e-4_1.5e-4", or one over more steps.',
+                )
+            )
+    found: list[Verdict] = [verdict for verdict in verdicts if isinstance(verdict, Finding)]
+    return (found or [verdict for verdict in verdicts if verdict is not None] or [None])[0]
+
+
+def random_returns(run: Run) -> Array | Unknown:
+    """Returns of the episodes that ended while actions were uniformly random."""
+    steps = run.settings.get("random_steps")
+    steps = run.settings.get("learning_starts") if steps is None else steps
+    if run.episodes is None or len(run.episodes) == 0:
+        return Unknown("there is no monitor.csv with episodes")
+    if not run.is_soft or not isinstance(steps, int | float):
+        return Unknown("it is not known how many steps were random (learning_starts, random_steps)")
+    returns = run.episodes.returns[run.episodes.steps <= steps]
+    returns = returns[np.isfinite(returns)]
+    if len(returns) < FEWEST_RANDOM:
+        return Unknown(f"{count(len(returns), 'episode')} ended within the {steps:,.0f} random steps: too few to compare with")
+    return np.asarray(returns)
+
+
+def below_random(run: Run) -> Verdict:
+    """Late returns are below those of random actions, by more than one standard deviation of these."""
+    random = random_returns(run)
+    if isinstance(random, Unknown):
+        return random
+    assert run.episodes is not None
+    trained, name = run.episodes.returns[len(random) :], "training return"
+    late = trained[-max(1, len(trained) // 4) :]
+    if run.evaluations is not None:
+        means = run.evaluations.means().finite()
+        after = means.where(means.steps > run.episodes.steps[len(random) - 1])
+        if len(after) > 0:
+            late, name = after.late(), "evaluation"
+    late = late[np.isfinite(late)]
+    if len(late) == 0:
+        return Unknown("no return was logged after the random steps")
+    mean, spread = float(random.mean()), float(random.std(ddof=1))
+    if not late.mean() < mean - spread:
+        return None
+    return Finding(
+        "The policy does worse than random actions.",
+        f"The mean {name} in the last quarter is {number(float(late.mean()))}; {count(len(random), 'episode')} of random "
+        f"actions at the start had {number(mean)} ± {number(spread)}.",
+        "Early on that is common, as a policy that commits itself may fail faster. If it stays: the sign of the rewards, "
+        "reward_scale, normalize_observations, a lower learning_rate; and the findings on Q and α above.",
+        is_hint=name != "evaluation",
+    )
+
+
+def timeouts_as_ends(run: Run) -> Verdict:
+    """All episodes have one length, and the replay buffer knows of no time limit."""
+    lengths = run.episodes.lengths if run.episodes is not None else np.zeros(0)
+    if len(lengths) < SAME_LENGTHS:
+        return Unknown(f"{count(len(lengths), 'episode')} in monitor.csv: too few to see a time limit")
+    if len(np.unique(lengths)) > 1 or lengths[0] <= 1:
+        return None
+    rate = run.metric("rollout/timeout_rate")
+    if rate is None:
+        return Unknown(
+            f"all episodes have {lengths[0]:,.0f} steps, but the logs do not hold TimeLimit.truncated, and "
+            "rollout/timeout_rate was not logged"
+        )
+    if rate.values.max() > 0.0:
+        return None
+    return Finding(
+        "Time-outs are learned as terminations.",
+        f"All {count(len(lengths), 'episode')} have {lengths[0]:,.0f} steps, and rollout/timeout_rate is 0 throughout: the "
+        "replay buffer never saw TimeLimit.truncated.",
+        "An environment with a time limit of its own must return truncated=True, not terminated=True (gymnasium's TimeLimit "
+        "does), and replay_buffer_kwargs must not say handle_timeout_termination=False. A task that really ends after so many "
+        "steps should have the time in its observations.",
+    )
