@@ -124,7 +124,7 @@ def run(job: tuple[str, str, int, argparse.Namespace]) -> dict[str, Any]:
     if folder and algorithm in (SoftAC, SoftQL):
         callback = CallbackList([curve, ExactCheckpointCallback(max(args.steps // 10, 1), folder, keep=1)])
     start = time.perf_counter()
-    if folder and (folder / "run.json").exists():
+    if folder and any(folder.glob("checkpoint-*")):  # none: it was killed before the first
         model = algorithm.resume(folder, make_vec_env(env, seed=seed), device="cpu")
         model.learn(callback=callback, log_interval=None)
     else:
