@@ -178,10 +178,9 @@ def main() -> None:
         return
     if args.output is None:
         parser.error("--output is needed")
-    chosen = [
-        (case, way) for case, way in cases() if not args.only or any(word in f"{case.name}, {way}" for word in args.only)
-    ]
-    names = [f"{case.name}, {way.rpartition(' ')[2]}" for case, way in chosen]
+    every = {f"{case.name}, {way.rpartition(' ')[2]}": (case, way) for case, way in cases()}
+    names = [name for name in every if not args.only or any(word in name for word in args.only)]
+    chosen = [every[name] for name in names]
     rows = speed.read(args.output) if args.only and args.output.exists() else []
     rows = [row for row in rows if f"{row['case']}, {row['way']}" not in names]
     for case, way in chosen:
