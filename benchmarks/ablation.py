@@ -83,12 +83,18 @@ def cases() -> list[tuple[speed.Case, str]]:
             speed.Case(f"2x256{suffix}", threads=threads),
             speed.Case(f"10 critics{suffix}", threads=threads, n_critics=10),
         ]
+    small: dict[str, Any] = {"threads": 1, "obs_dim": 3, "action_dim": 1, "net_arch": (64, 64)}
+    chosen += [speed.Case("2x64 Pendulum, 1 thread", **small)]
+    chosen += [speed.Case("2x64 Pendulum, 20 steps, 1 thread", gradient_steps=20, **small)]
+    chosen += [speed.Case("act, 1 environment, 1 thread", kind="act", threads=1)]
     chosen += [speed.Case(f"learn, {n} environment{'s' * (n > 1)}, 2 threads", kind="learn", n_envs=n) for n in (1, 8)]
     return [(case, way) for case in chosen for way in ("SoftAC eager", "SoftAC compiled")]
 
 
 def parts_of(case: speed.Case, way: str) -> list[str]:
     """Those that can make a difference."""
+    if case.kind == "act":
+        return ["direct acting"]
     compiled = way.endswith("compiled")
     left_out = ALWAYS_COMPILED if compiled else ONLY_COMPILED
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
