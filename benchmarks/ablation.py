@@ -55,12 +55,6 @@ def without_tensor_optimizers() -> None:
     replace(optimizers, "can_replace_in_eager_mode", lambda _: False)
 
 
-def without_single_loops() -> None:
-    from sb3_softac.engine import torch_internals
-
-    replace(torch_internals, "loop_options", dict)
-
-
 #: parts by their names, with what switches each off before a model is made
 PARTS: dict[str, Callable[[], None]] = {
     "oneDNN products": without_onednn,
@@ -68,10 +62,9 @@ PARTS: dict[str, Callable[[], None]] = {
     "direct acting": without_direct_acting,
     "block sampling": without_block_sampling,
     "tensor optimizers": without_tensor_optimizers,
-    "loops in one thread": without_single_loops,
 }
-#: parts that a compiled step always has, those that only it has, and those that no update needs
-ALWAYS_COMPILED, ONLY_COMPILED, OF_LEARNING = {"tensor optimizers"}, {"loops in one thread"}, {"direct acting"}
+#: parts that a compiled step always has, and those that no update needs
+ALWAYS_COMPILED, OF_LEARNING = {"tensor optimizers"}, {"direct acting"}
 
 
 def cases() -> list[tuple[speed.Case, str]]:
@@ -95,8 +88,7 @@ def parts_of(case: speed.Case, way: str) -> list[str]:
     """Those that can make a difference."""
     if case.kind == "act":
         return ["direct acting"]
-    compiled = way.endswith("compiled")
-    left_out = ALWAYS_COMPILED if compiled else ONLY_COMPILED
+    left_out = ALWAYS_COMPILED if way.endswith("compiled") else set()
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
 
 
