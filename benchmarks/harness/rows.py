@@ -76,7 +76,7 @@ def write(path: Path, rows: list[Row]) -> None:
     """Replace a file by one with these rows, whose columns are all that any row has."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
     with writing(path) as file:

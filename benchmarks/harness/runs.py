@@ -123,7 +123,8 @@ def train(run: Run, curve: Evaluations, folder: Path | None) -> Any:
         callback = CallbackList([curve, ExactCheckpointCallback(max(run.steps // 10, 1), folder, keep=1)])
     env = make_vec_env(run.env, seed=run.seed)
     if folder and any(folder.glob("checkpoint-*")):  # none: it was killed before the first
-        model = run.algorithm.resume(folder, env, device="cpu", **run.settings)
+        expected = {} if folder.name.endswith(run.id[:8]) else run.settings
+        model = run.algorithm.resume(folder, env, device="cpu", **expected)
         model.learn(callback=callback, log_interval=None)
     else:
         model = run.algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **run.settings)

@@ -23,7 +23,7 @@ def status(runs: list[Run], output: Path, checkpoints: Path | None) -> str:
         for env in envs:
             own = [run for run in runs if (run.variant, run.env) == (variant, env)]
             seeds = [run.seed for run in own if run in undone]
-            lacking = f", missing seed {', '.join(map(str, seeds))}" if seeds else ""
+            lacking = f", missing seed {', '.join(map(str, seeds))}" if 0 < len(seeds) < len(own) else ""
             cells.append(f"{len(own) - len(seeds)} of {len(own)}{lacking}" if own else "")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     lines.append("")
