@@ -10,8 +10,8 @@ hyperparams/softac.yml for SoftAC, softql.yml for SoftQL, RL Zoo's own tuned fil
 variants by their names.
 
 Runs that stand in the CSV already are not done again: the same command goes on with those that are missing, and --status says
-which they are. With --checkpoints FOLDER a run that was killed goes on from its newest checkpoint. Several processes may share a
-CSV and a folder of checkpoints; --worker shares runs among machines.
+which they are. With --checkpoints FOLDER a run that was killed goes on from its newest checkpoint. Several processes may share
+a CSV and a folder of checkpoints; --worker shares runs among machines.
 
 --table prints CSV files as a Markdown table, --evidence prints interquartile means with 95 % intervals; --plot draws either.
 """

@@ -84,7 +84,8 @@ def _task_table(task: Task) -> str:
         seconds = f"{np.median(task.times[variant][:, -1]):,.0f}" if variant in task.times else ""
         lines.append(f"| {variant} | {means[variant]:,.0f} | {returns.mean():,.0f} | {len(returns)} | {seconds} |")
     for each in published_at(task.env, task.steps):
-        lines.append(f"| published: {each.algorithm}, {each.task} | | {each.mean:,.0f} ± {each.deviation:,.0f} | {each.n_seeds} | |")
+        mean = f"{each.mean:,.0f} ± {each.deviation:,.0f}"
+        lines.append(f"| published: {each.algorithm}, {each.task} | | {mean} | {each.n_seeds} | |")
     return "\n".join(lines)
 
 
@@ -109,7 +110,8 @@ def report(tasks: list[Task], reference: str | None) -> str:
         return "\n\n".join(parts)
     scores = final_scores(tasks, reference)
     lines = ["| all tasks | interquartile mean of scores [95 %] | mean |", "|---|---|---|"]
-    lines += [f"| {variant} | {found:.2f} | {scores[variant].mean():.2f} |" for variant, found in interquartile_means(scores).items()]
+    means = interquartile_means(scores)
+    lines += [f"| {variant} | {means[variant]:.2f} | {own.mean():.2f} |" for variant, own in scores.items()]
     parts += ["\n".join(lines), normalisation(tasks, reference)]
     if reference in scores and len(scores) > 1:
         parts.append(_improvement_table(tasks, reference))

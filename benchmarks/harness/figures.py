@@ -123,8 +123,8 @@ def draw_profiles(tasks: list[Task], reference: str, output: Path) -> None:
     """The share of runs above each score, the interquartile mean of scores, and probabilities of improvement."""
     plt, colors = pyplot(), colors_of(tasks)
     scores = final_scores(tasks, reference)
-    low, high = (limit(own) for limit, own in ((min, [s.min() for s in scores.values()]), (max, [s.max() for s in scores.values()])))
-    thresholds = np.linspace(min(low, 0.0), high, N_THRESHOLDS)
+    every = np.concatenate([own.ravel() for own in scores.values()])
+    thresholds = np.linspace(min(every.min(), 0.0), every.max(), N_THRESHOLDS)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for variant, found in profiles(scores, thresholds).items():
         draw_curve(left, thresholds, found, colors[variant], variant)

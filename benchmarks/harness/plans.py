@@ -1,17 +1,17 @@
 """What is to be run: variants, tasks, seeds and steps, from the command line or a YAML file.
 
-    output: docs/returns-mujoco.csv       # optional: --output says it, too
-    runs:                                 # groups; each is the product of its variants, tasks and seeds
-      - variants:
-          - SoftAC
-          - {name: half the entropy, base: SoftAC, set: {target_entropy: auto_0.5}}
-        tasks: [HalfCheetah-v5, Hopper-v5]
-        seeds: 5                          # 0 to 4, or a list
-        steps: 100_000
-        set: {learning_starts: 5000}      # optional, as all that follows: settings of all variants of this package
-        zoo: true                         # settings from the hyperparameter files
-        points: 10                        # evaluations during training
-        episodes: 10                      # of the last evaluation
+output: docs/returns-mujoco.csv       # optional: --output says it, too
+runs:                                 # groups; each is the product of its variants, tasks and seeds
+  - variants:
+      - SoftAC
+      - {name: half the entropy, base: SoftAC, set: {target_entropy: auto_0.5}}
+    tasks: [HalfCheetah-v5, Hopper-v5]
+    seeds: 5                          # 0 to 4, or a list
+    steps: 100_000
+    set: {learning_starts: 5000}      # optional, as all that follows: settings of all variants of this package
+    zoo: true                         # settings from the hyperparameter files
+    points: 10                        # evaluations during training
+    episodes: 10                      # of the last evaluation
 """
 
 import hashlib
@@ -107,7 +107,9 @@ class Plan:
         :raises ValueError: the plan has none of them
         """
         runs = self.runs
-        for attribute, option, wanted in (("env", "--env", envs), ("variant", "--variants", variants), ("seed", "--seeds", seeds)):
+        choices: tuple[tuple[str, str, Any], ...]
+        choices = (("env", "--env", envs), ("variant", "--variants", variants), ("seed", "--seeds", seeds))
+        for attribute, option, wanted in choices:
             there = list(dict.fromkeys(getattr(run, attribute) for run in self.runs))
             for value in wanted or []:
                 if value not in there:
@@ -149,9 +151,9 @@ def _named(where: str, entry: Any) -> tuple[str, str, dict[str, Any]]:
     name, base, options = entry["name"], entry["base"], entry.get("set") or {}
     check_variant(base)
     if name != base and name in VARIANTS:
-        refuse(f"{where}: name", name, f"another one, because it is that of a variant which is not {base!r} with these settings")
+        refuse(f"{where}: name", name, f"another one, because it is that of a variant which is not {base!r}")
     if options and (name == base or VARIANTS[base][0] not in OURS):
-        raise ValueError(f"{where}: the variant {name!r} has settings, so it needs a name of its own and a base of this package.")
+        raise ValueError(f"{where}: {name!r} has settings, so it needs a name of its own, and a base that is of this package.")
     return name, base, options
 
 
@@ -212,7 +214,8 @@ def preflight(runs: Iterable[Run]) -> None:
         except Exception as error:  # of whatever the task is made of
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"The task {env!r} cannot be made, and no run has begun: {reason} (the extras `mujoco` and `box2d` install tasks)"
+                f"The task {env!r} cannot be made, and no run has begun: {reason} (The extras `mujoco` and `box2d` install "
+                "tasks.)"
             ) from None
     for run in {run.key[:3] + run.key[5:]: run for run in runs}.values():
         try:

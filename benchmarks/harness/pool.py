@@ -40,6 +40,7 @@ def work(run: Run, output: Path, checkpoints: Path | None, connection: Connectio
         stop_without_parent()
         connection.send(steps)
 
+    stop_without_parent()
     with rows.claim(output, run) as is_free:
         if not is_free:
             connection.send(f"{run}: another process is at it")

@@ -35,8 +35,8 @@ def published(env: str) -> list[Published]:
     """All figures for a task, whose version may be another one."""
     with PUBLISHED.open() as file:
         every = [
-            Published(row["algorithm"], row["task"], int(row["steps"]), int(row["seeds"]), float(row["mean"]), float(row["std over seeds"]))
-            for row in csv.DictReader(file)
+            Published(algorithm, task, int(steps), int(seeds), float(mean), float(deviation))
+            for algorithm, task, steps, seeds, mean, deviation in list(csv.reader(file))[1:]
         ]
     return [each for each in every if family(each.task) == family(env)]
 
@@ -54,12 +54,12 @@ def random_return(env: str) -> float:
     with RANDOM.open() as file:
         found = [float(row["mean"]) for row in csv.DictReader(file) if row["env"] == env]
     if not found:
-        raise ValueError(f"docs/{RANDOM.name} has no row of {env}: `python benchmarks/returns.py --random --env {env}` measures it.")
+        raise ValueError(f"docs/{RANDOM.name} has no row of {env}: `benchmarks/returns.py --random --env {env}` measures it.")
     return found[0]
 
 
 def measure_random(envs: Iterable[str], n_episodes: int = 100) -> None:
-    """Add tasks to the file of random returns, or replace theirs: the first episode has seed 0, actions are drawn with it, too."""
+    """Add tasks to the file of random returns, or replace theirs; the first episode and the actions have seed 0."""
     rows = {}
     if RANDOM.exists():
         with RANDOM.open() as file:

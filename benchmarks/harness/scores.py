@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.references import PREFIX, published_at, random_return
+from harness.references import PREFIX, PUBLISHED, published_at, random_return
 from harness.rows import Row
+from sb3_softac.arguments.checks import refuse
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 #: of variants, the first that is there is the reference
@@ -32,7 +33,7 @@ class Task:
 
     @property
     def n_points(self) -> int:
-        return next(iter(self.curves.values())).shape[1]
+        return int(next(iter(self.curves.values())).shape[1])
 
     @property
     def points(self) -> Array:
@@ -59,7 +60,9 @@ def tasks_of(rows: list[Row]) -> list[Task]:
         }
         for variant, own in runs.items():
             if not own:
-                raise ValueError(f"{variant} has no row on {env}, where others have: let the plan go on, or choose with --variants.")
+                raise ValueError(
+                    f"{variant} has no row on {env}, but others have: let the plan go on, or choose with --variants."
+                )
             if len(own) < 2:
                 raise ValueError(f"{variant} has one seed on {env}, but intervals need at least two.")
         if len({len(_numbers(row, "curve")) for row in of_env}) != 1:
@@ -86,7 +89,7 @@ def reference_of(tasks: list[Task], name: str | None) -> str | None:
     if name is None:
         return next((each for each in REFERENCES if each in variants), None)
     if name not in variants and not name.startswith(PREFIX):
-        raise ValueError(f"`--reference` is {name!r}, but it must be one of {', '.join(variants)}, or {PREFIX!r} and an algorithm.")
+        refuse("--reference", name, f"one of {', '.join(map(repr, variants))}, or {PREFIX!r} with an algorithm")
     return name
 
 
@@ -99,14 +102,15 @@ def scale(task: Task, reference: str) -> tuple[float, float]:
     if reference in task.final:
         high = float(task.final[reference].mean())
     else:
-        found = [each.mean for each in published_at(task.env, task.steps) if each.algorithm == reference.removeprefix(PREFIX)]
+        name = reference.removeprefix(PREFIX)
+        found = [each.mean for each in published_at(task.env, task.steps) if each.algorithm == name]
         if not found:
-            raise ValueError(f"Nothing is published of {reference.removeprefix(PREFIX)!r} on {task.env} at {task.steps:,} steps.")
+            raise ValueError(f"docs/{PUBLISHED.name} has nothing of {name!r} on {task.env} at {task.steps:,} steps.")
         high = found[0]
     if high <= low:
         raise ValueError(
-            f"`--reference` is {reference!r}, whose return on {task.env} is {high:.0f}, but it must be above that of random actions, "
-            f"{low:.0f}."
+            f"`--reference` is {reference!r}, whose return on {task.env} is {high:.0f}, but it must be above that of random "
+            f"actions, {low:.0f}."
         )
     return low, high
 

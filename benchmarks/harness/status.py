@@ -28,9 +28,10 @@ def status(runs: list[Run], output: Path, checkpoints: Path | None) -> str:
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     lines.append("")
     for run in undone:
-        steps, is_running = steps_done(run, checkpoints), rows.is_claimed(output, run)
-        if is_running or steps:
+        done, is_running = steps_done(run, checkpoints), rows.is_claimed(output, run)
+        if is_running or done:
             state = "running" if is_running else "stopped"
-            lines.append(f"{run}: {state}, checkpoint at {steps:,} of {run.steps:,} steps")
-    lines.append(f"{len(runs) - len(undone)} of {len(runs)} runs are done, {sum(run.steps for run in undone):,} steps are missing.")
+            lines.append(f"{run}: {state}, checkpoint at {done:,} of {run.steps:,} steps")
+    steps = sum(run.steps for run in undone)
+    lines.append(f"{len(runs) - len(undone)} of {len(runs)} runs are done, {steps:,} steps are missing.")
     return "\n".join(lines)

@@ -58,7 +58,7 @@ def check(rows: list[Row]) -> None:
                 common = sorted(set.intersection(*map(set, seeds.values())))
                 hint = f", or choose --seeds {' '.join(map(str, common))}, which all have" if common else ""
                 raise ValueError(
-                    f"{variant} on {env} has no row of seed {', '.join(map(str, lacking))}, which others have: let the plan go "
+                    f"{variant} on {env} has no row of seed {', '.join(map(str, lacking))}, but others do: let the plan go "
                     f"on{hint}."
                 )
 
@@ -84,6 +84,7 @@ def _of_task(rows: list[Row]) -> str:
         mean = statistics.mean(float(run["return"]) for run in runs.values())
         best = [float(run["best"]) for run in runs.values() if run.get("best")]
         alphas = [float(run["alpha"]) for run in runs.values() if run["alpha"]]
-        last = [f"{mean:.0f}", f"{statistics.mean(best):.0f}" if best else "", f"{statistics.mean(alphas):.2g}" if alphas else ""]
-        lines.append(f"| {variant} | {' | '.join([*returns, *last])} |")
+        best_mean = f"{statistics.mean(best):.0f}" if best else ""
+        alpha = f"{statistics.mean(alphas):.2g}" if alphas else ""
+        lines.append(f"| {variant} | {' | '.join(returns)} | {mean:.0f} | {best_mean} | {alpha} |")
     return "\n".join(lines)

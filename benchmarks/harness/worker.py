@@ -1,10 +1,10 @@
 """Runs of a shared storage, which several machines take from: Optuna keeps who has which.
 
-A run is a trial of an Optuna study. A worker asks for one, trains, stores the row in the trial, and only then completes it; so a
-row is in the storage once, and the CSV files are copies of it. While it trains, a thread counts up the attribute ``beat`` of the
-trial. A worker that has seen the same count for ``patience`` seconds of its own clock, whatever the other's says, fails the trial
-and queues the run again, from its newest checkpoint if ``--checkpoints`` is a folder that they share. (Optuna's own heartbeat is
-for relational databases only; this works with its journal files, too.)
+A run is a trial of an Optuna study. A worker asks for one, trains, stores the row in the trial, and only then completes it; so
+a row is in the storage once, and the CSV files are copies of it. While it trains, a thread counts up the attribute ``beat`` of
+the trial. A worker that has seen the same count for ``patience`` seconds of its own clock, whatever the other clock is, fails
+the trial and queues the run again, from its newest checkpoint if ``--checkpoints`` is a folder that they share. (Optuna's own
+heartbeat is for relational databases only; this works with its journal files, too.)
 """
 
 import multiprocessing
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import rows
@@ -39,13 +41,13 @@ def open_study(storage: str, name: str) -> optuna.Study:
     try:
         if "://" not in storage:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+            backend = JournalStorage(JournalFileBackend(storage))
         return optuna.create_study(study_name=name, storage=backend, load_if_exists=True)
     except Exception as error:  # of the file system, of any database and of its driver
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"`--worker` is {storage!r}, which cannot be opened: {reason}. It must be the path of a journal file, or the URL of a "
-            "database such as sqlite:///runs.db."
+            f"`--worker` is {storage!r}, which cannot be opened: {reason}. It must be the path of a journal file, or the URL "
+            "of a database such as sqlite:///runs.db."
         ) from None
 
 
@@ -109,10 +111,9 @@ class Worker:
         if self.output is not None:
             there = {rows.key_of(row) for row in rows.read(self.output, repair=True)}
             for trial in self.trials():
-                row = trial.user_attrs.get("row")
-                if trial.state is TrialState.COMPLETE and row:
-                    if rows.key_of({name: str(value) for name, value in row.items()}) not in there:
-                        rows.append(self.output, row)
+                row = trial.user_attrs.get("row", {}) if trial.state is TrialState.COMPLETE else {}
+                if row and rows.key_of({name: str(value) for name, value in row.items()}) not in there:
+                    rows.append(self.output, row)
 
     def finish(self, number: int, state: TrialState) -> bool:
         """End a trial; whether nobody else has done it before."""
@@ -154,17 +155,16 @@ class Worker:
 
     def take(self) -> optuna.Trial | None:
         """A run that nobody else has, or None."""
-        if not any(trial.state is TrialState.WAITING for trial in self.trials()):
-            return None
-        asked = self.study.ask()
-        own_id = asked.user_attrs.get("id")
-        others = [trial for trial in self.trials() if trial.user_attrs["id"] == own_id and trial.number < asked.number]
-        # Two workers may have queued a run at the same time: the first one counts. Without an id there was none left to take.
-        if own_id is None or any(trial.state in LIVE for trial in others):
+        while any(trial.state is TrialState.WAITING for trial in self.trials()):
+            asked = self.study.ask()
+            own_id = asked.user_attrs.get("id")
+            others = [trial for trial in self.trials() if trial.user_attrs["id"] == own_id and trial.number < asked.number]
+            if own_id is not None and not any(trial.state in LIVE for trial in others):
+                return asked
+            # Two workers may have queued a run at the same time: the first one counts. Without an id there was none to take.
             asked.set_user_attr("is_duplicate", True)
             self.finish(asked.number, TrialState.FAIL)
-            return None
-        return asked
+        return None
 
     def train(self, trial: optuna.Trial) -> str:
         """Do the run of a trial; what to say about it."""
@@ -208,13 +208,15 @@ class Worker:
                 time.sleep(min(self.patience / 4, 10.0))  # others may die
                 stop_without_parent()
             else:
+                self.copy_rows()
                 return
 
     def summary(self) -> str:
         trials = self.trials()
         done = {trial.user_attrs["id"] for trial in trials if trial.state is TrialState.COMPLETE}
         live = {trial.user_attrs["id"] for trial in trials if trial.state in LIVE}
-        errors = [f"{from_dict(trial.user_attrs['run'])}: {trial.user_attrs['error']}" for trial in trials if "error" in trial.user_attrs]
+        failed = [trial.user_attrs for trial in trials if "error" in trial.user_attrs]
+        errors = [f"{from_dict(attributes['run'])}: {attributes['error']}" for attributes in failed]
         lost = len({trial.user_attrs["id"] for trial in trials} - live)
         return "\n".join([*errors, f"{len(done)} runs are done, {len(live - done)} waiting or running, {lost} have failed."])
 

@@ -43,11 +43,10 @@ def test_the_same_run_in_two_groups_is_one(tmp_path: Path) -> None:
 
 
 def test_presets_are_variants_by_their_names() -> None:
-    for algorithm, names in ((SoftAC, presets.PRESETS), (SoftQL, presets.SOFTQL_PRESETS)):
-        for name in names:
-            run = Run(name, name, "Pendulum-v1", 0, 100)
-            assert run.algorithm is algorithm
-            assert run.settings == {"learning_starts": 1000, "learning_rate": 3e-4, **presets.get(name)}
+    for name in [*presets.PRESETS, *presets.SOFTQL_PRESETS]:
+        run = Run(name, name, "Pendulum-v1", 0, 100)
+        assert run.algorithm is (SoftAC if name in presets.PRESETS else SoftQL)
+        assert run.settings == {"learning_starts": 1000, "learning_rate": 3e-4, **presets.get(name)}
 
 
 def test_a_run_is_known_by_its_settings_only() -> None:
@@ -66,7 +65,7 @@ def test_a_run_is_known_by_its_settings_only() -> None:
         ({"variants": ["SoftBC"]}, "`variant` is 'SoftBC', but it must be one of 'SoftAC'"),
         ({"variants": []}, "variants` is .*, but it must be a list that is not empty"),
         ({"variants": [{"name": "x"}]}, "a variant has no key 'base'"),
-        ({"variants": [{"name": "x", "base": "SB3 SAC", "set": {"tau": 1}}]}, "needs a name of its own and a base"),
+        ({"variants": [{"name": "x", "base": "SB3 SAC", "set": {"tau": 1}}]}, "needs a name of its own, and a base"),
         ({"variants": [{"name": "sb3", "base": "SoftAC"}]}, "another one, because it is that of a variant"),
         ({"seeds": 0}, "seeds` is 0, but it must be an integer of at least 1"),
         ({"seeds": ["a"]}, "seeds` is .*, but it must be a list"),
@@ -106,7 +105,7 @@ def test_what_cannot_be_made_is_named_before_anything_runs() -> None:
         preflight([Run("SoftAC", "SoftAC", env, 0, 100) for env in ("Pendulum-v1", "Nothing-v0")])
     with pytest.raises(ValueError, match="SoftAC on Pendulum-v1 cannot be made, and no run has begun: `tau` is 2"):
         preflight([Run("SoftAC", "SoftAC", "Pendulum-v1", 0, 100, {"tau": 2})])
-    with pytest.raises(ValueError, match="cannot be made, and no run has begun.*'tauu'"):
+    with pytest.raises(ValueError, match=r"cannot be made, and no run has begun.*'tauu'"):
         preflight([Run("SoftAC", "SoftAC", "Pendulum-v1", 0, 100, {"tauu": 2})])
 
 
@@ -122,7 +121,7 @@ def test_the_plans_of_the_repository(name: str, n_runs: int) -> None:
     assert {path.stem for path in PLANS.iterdir()} == {"mujoco-100k", "mujoco-1m", "discrete", "defaults"}
 
 
-def test_rows_of_the_repository_count_for_the_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_repository_count(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PLANS.parents[1])
     monkeypatch.setattr("sys.argv", ["returns.py", "--plan", str(PLANS / "mujoco-100k.yml"), "--env", "Hopper-v5", "--status"])
     with pytest.raises(SystemExit, match="0"):

@@ -16,8 +16,8 @@ OLD = "variant,env,steps,seed,return,settings\r\n"
 
 
 def row(seed: int, **more: Any) -> dict[str, Any]:
-    settings = '{"learning_starts": 1000, "learning_rate": 0.0003}'
-    return {"variant": "SoftAC", "env": "Pendulum-v1", "steps": 100, "seed": seed, "return": -1.5, "settings": settings, **more}
+    run = {"variant": "SoftAC", "env": "Pendulum-v1", "steps": 100, "seed": seed, "return": -1.5}
+    return run | {"settings": '{"learning_starts": 1000, "learning_rate": 0.0003}', **more}
 
 
 def start(code: str, path: Path) -> "subprocess.Popen[str]":
@@ -25,7 +25,7 @@ def start(code: str, path: Path) -> "subprocess.Popen[str]":
     begin = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'benchmarks')!r}]\n"
     begin += "import os, pathlib, signal\nfrom harness import rows\nfrom tests.returns.test_rows import row\n"
     begin += f"path = pathlib.Path({str(path)!r})\n"
-    return subprocess.Popen([sys.executable, "-c", begin + code], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", begin + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def seeds(path: Path) -> list[int]:
@@ -54,7 +54,8 @@ def test_which_runs_are_missing() -> None:
     reordered = row(0, settings='{"learning_rate": 0.0003, "learning_starts": 1000}')
     written = {name: str(value) for name, value in reordered.items()}
     assert rows.missing([RUN], [written]) == []
-    for change in ({"seed": "1"}, {"steps": "99"}, {"algorithm": "SoftQL"}, {"settings": '{"learning_rate": 0.0003}'}, {"settings": ""}):
+    changes = ({"seed": "1"}, {"steps": "99"}, {"algorithm": "SoftQL"}, {"settings": ""})
+    for change in (*changes, {"settings": '{"learning_rate": 0.0003}'}):
         assert rows.missing([RUN], [{**written, **change}]) == [RUN]
 
 
@@ -63,7 +64,7 @@ def test_a_last_line_that_is_cut(cut: int, tmp_path: Path) -> None:
     """Reading refuses it, and whoever adds a row replaces it."""
     path = tmp_path / "rows.csv"
     rows.write(path, [row(0), row(1)])
-    path.write_bytes(path.read_bytes()[:-cut - 1])
+    path.write_bytes(path.read_bytes()[: -cut - 1])
     with pytest.raises(ValueError, match=r"rows\.csv' is cut in line 3 .*remove that line"):
         rows.read(path)
     assert rows.append(path, row(2))
@@ -89,13 +90,16 @@ def test_a_file_that_is_damaged_is_not_written_to(text: str, message: str, tmp_p
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "rows.csv"):
-        with pytest.raises(ValueError, match="`--output` is .*, which cannot be written"):
+        with pytest.raises(ValueError, match=r"`--output` is .*, which cannot be written"):
             rows.check_writable(path)
 
 
 def test_kills_and_neighbours(tmp_path: Path) -> None:
-    """Two processes write to one file, and two more are killed with signal 9 in the middle of it, one before and one after a new
-    file is on the disk. Every row whose writer was told that it is safe is there, once, and nothing else of the killed ones."""
+    """Two processes write to one file, and two more are killed with signal 9 in the middle of it.
+
+    One of them dies before a new file is on the disk, one after it. Every row whose writer was told that it is safe is there,
+    once, and nothing else of those that were killed.
+    """
     path = tmp_path / "rows.csv"
     many = "for seed in range({0}, {0} + 15):\n    rows.append(path, row(seed)); print(seed, flush=True)\n"
     die = "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -116,7 +120,8 @@ def test_kills_and_neighbours(tmp_path: Path) -> None:
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    code = "from tests.returns.test_rows import RUN\nwith rows.claim(path, RUN) as is_free:\n    print(is_free, flush=True); sys.stdin.read()\n"
+    code = "from tests.returns.test_rows import RUN\nwith rows.claim(path, RUN) as is_free:\n"
+    code += "    print(is_free, flush=True); sys.stdin.read()\n"
     process = start(code, path)
     assert process.stdout is not None
     assert process.stdout.readline() == "True\n"
