@@ -99,18 +99,22 @@ def draw_curves(tasks: list[Task], reference: str | None, output: Path) -> None:
     plt, colors = pyplot(), colors_of(tasks)
     has_all = reference is not None and len(tasks) > 1 and len({task.n_points for task in tasks}) == 1
     n_columns = len(tasks) + has_all
-    figure, axes = plt.subplots(2, n_columns, figsize=(4 * n_columns, 6.4), layout="constrained", squeeze=False)
-    for (over_steps, over_time), task in zip(axes.T, tasks, strict=False):
-        _over_steps(over_steps, task, colors)
-        _over_time(over_time, task, colors)
-        over_steps.set_title(task.env, fontsize=9)
-        for axis in (over_steps, over_time):
+    n_rows = 2 if any(task.times for task in tasks) else 1
+    size = (4 * n_columns, 0.4 + 3 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for column, task in zip(axes.T, tasks, strict=False):
+        _over_steps(column[0], task, colors)
+        column[0].set_title(task.env, fontsize=9)
+        if n_rows == 2:
+            _over_time(column[1], task, colors)
+        for axis in column:
             axis.set_ylabel("interquartile mean of returns")
             axis.yaxis.set_major_formatter("{x:,.0f}")
     if has_all:
         assert reference is not None
         _all_tasks(axes[0, -1], tasks, reference, colors)
-        axes[1, -1].set_axis_off()
+        for axis in axes[1:, -1]:
+            axis.set_axis_off()
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     entries = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -137,7 +141,7 @@ def draw_profiles(tasks: list[Task], reference: str, output: Path) -> None:
         draw_bars(right, improvement(scores, reference), colors)
         right.axvline(0.5, color="0.5", lw=0.8)
         right.set_xlim(0, 1)
-        right.set_xlabel(f"probability of improvement over {reference}")
+        right.set_xlabel(f"probability of improvement\nover {reference}")
     else:
         right.set_axis_off()
     for axis in (left, middle, right):

@@ -24,14 +24,19 @@ def plan(folder: Path, *groups: dict[str, Any], **keys: Any) -> Plan:
 
 def test_a_group_is_a_product(tmp_path: Path) -> None:
     half = {"name": "half", "base": "SoftAC", "set": {"target_entropy": "auto_0.5"}}
-    group = {"variants": ["sb3", half], "tasks": ["Pendulum-v1", "CartPole-v1"], "seeds": 3, "set": {"batch_size": 32}}
+    group: dict[str, Any] = {
+        "variants": ["sb3", half],
+        "tasks": ["Pendulum-v1", "CartPole-v1"],
+        "seeds": 3,
+        "set": {"batch_size": 32},
+    }
     made = plan(tmp_path, group, {"seeds": [7]}, output="rows.csv")
     assert made.output == Path("rows.csv")
     assert Counter((run.variant, run.env) for run in made.runs) == Counter(
         {(name, env): 3 for name in ("sb3", "half") for env in group["tasks"]} | {("SoftAC", "Pendulum-v1"): 1}
     )
     assert {run.seed for run in made.runs if run.variant == "half"} == {0, 1, 2}
-    (first, *_) = [run for run in made.runs if run.variant == "half"]
+    first = next(run for run in made.runs if run.variant == "half")
     expected = {"learning_starts": 1000, "learning_rate": 3e-4, "batch_size": 32, "target_entropy": "auto_0.5"}
     assert (first.algorithm, first.settings) == (SoftAC, expected)
 
