@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from harness.evidence import Estimate, estimate, improvement, interquartile_curves, profiles, rliable
-from harness.references import PREFIX, published_at
+from harness.references import PREFIX, published_algorithms, published_at
 from harness.rows import Row
 from harness.scores import Array, Task, curves_over_time, final_scores, scale
 
 N_THRESHOLDS = 51
+#: of published algorithms, the same on each task
+MARKERS = "osv^DPX*<>dph8"
 
 
 def pyplot() -> Any:
@@ -56,11 +58,11 @@ def _over_steps(axis: Any, task: Task, colors: dict[str, str]) -> None:
     curves = interquartile_curves({variant: curve[:, None, :] for variant, curve in task.curves.items()})
     for variant, found in curves.items():
         draw_curve(axis, task.points, found, colors[variant], variant)
-    markers = "osv^DPX*<>"
-    for number, each in enumerate(published_at(task.env, task.steps)):
-        label = f"{PREFIX}{each.algorithm} (± std)"
+    for number, each in enumerate(sorted(published_at(task.env, task.steps), key=lambda each: each.algorithm)):
         place = task.steps * (1.02 + 0.02 * number)  # side by side
-        axis.errorbar(place, each.mean, each.deviation, fmt=markers[number % 10], color="0.4", ms=3, lw=0.8, label=label)
+        marker = MARKERS[sorted(published_algorithms()).index(each.algorithm) % len(MARKERS)]
+        label = f"{PREFIX}{each.algorithm} (± std)"
+        axis.errorbar(place, each.mean, each.deviation, fmt=marker, color="0.3", ms=5, lw=0.8, label=label)
     axis.set_xlabel("environment steps")
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.locator_params(axis="x", nbins=5)

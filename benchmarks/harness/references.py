@@ -1,6 +1,7 @@
 """What returns are compared with: those that authors have published, and those of uniformly random actions."""
 
 import csv
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,22 @@ def family(task: str) -> str:
     return task.rpartition("-v")[0]
 
 
-def published(env: str) -> list[Published]:
-    """All figures for a task, whose version may be another one."""
+@functools.cache
+def all_published() -> list[Published]:
     with PUBLISHED.open() as file:
-        every = [
+        return [
             Published(algorithm, task, int(steps), int(seeds), float(mean), float(deviation))
             for algorithm, task, steps, seeds, mean, deviation in list(csv.reader(file))[1:]
         ]
-    return [each for each in every if family(each.task) == family(env)]
+
+
+def published_algorithms() -> set[str]:
+    return {each.algorithm for each in all_published()}
+
+
+def published(env: str) -> list[Published]:
+    """All figures for a task, whose version may be another one."""
+    return [each for each in all_published() if family(each.task) == family(env)]
 
 
 def published_at(env: str, steps: int) -> list[Published]:

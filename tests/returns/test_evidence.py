@@ -144,7 +144,7 @@ class TestScores:
             final_scores(tasks_of(fewer), "sb3")
 
     def test_over_time(self) -> None:
-        """Until the fastest run ends, after 40 seconds; seed 0 is evaluated every 10 of them, seed 1 every 20, seed 2 every 30."""
+        """Until the fastest run ends, after 40 seconds; seed 0 is evaluated every 10, seed 1 every 20, seed 2 every 30."""
         grid, curves = curves_over_time(tasks_of(every())[0], n_points=8)
         assert grid.tolist() == [5, 10, 15, 20, 25, 30, 35, 40]
         nan = np.nan
