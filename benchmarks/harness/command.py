@@ -43,8 +43,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--checkpoints", type=Path, metavar="FOLDER", help="go on with runs that were killed")
     add("--status", action="store_true", help="say what is done and what is missing, and do nothing")
     add("--worker", metavar="STORAGE", help="take runs from a storage of Optuna: a journal file, or the URL of a database")
-    add("--study", default="returns", help="with --worker: the name under which the runs are stored")
-    add("--patience", type=float, default=600.0, help="with --worker: seconds without a sign of life until others take a run")
+    add("--study", help="with --worker: the name under which the runs are stored (returns)")
+    add("--patience", type=float, help="with --worker: seconds without a sign of life until others take a run (600)")
     add("--table", type=Path, nargs="+", metavar="CSV", help="print the returns of files, seed by seed")
     add("--evidence", type=Path, nargs="+", metavar="CSV", help="print means with intervals, beside published ones")
     add("--reference", metavar="NAME", help="with --evidence: the variant whose mean has the score 1, or 'published SAC'")
@@ -74,8 +74,11 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise ValueError("--plot needs --table or --evidence.")
     if args.reference and not args.evidence:
         raise ValueError("--reference needs --evidence.")
+    for name in ("study", "patience"):
+        if getattr(args, name) is not None and not args.worker:
+            raise ValueError(f"--{name} needs --worker.")
     check_count("--processes", args.processes, 1)
-    check_real("--patience", args.patience, above=0.0)
+    check_real("--patience", 600.0 if args.patience is None else args.patience, above=0.0)
 
 
 def settings(pairs: list[str]) -> dict[str, object]:
@@ -130,7 +133,8 @@ def show(args: argparse.Namespace) -> None:
 
 def perform(args: argparse.Namespace) -> int:
     """Train what is missing; the exit status."""
-    plan = plan_of(args)
+    asks = args.plan or any(getattr(args, name) for name in ("env", "variants", "seeds", *OF_PLANS))
+    plan = plan_of(args) if asks or not args.worker else Plan([], args.output)
     if plan.output is None and not args.worker:
         raise ValueError("--output is needed: the CSV file of finished runs.")
     if args.status:
@@ -143,7 +147,8 @@ def perform(args: argparse.Namespace) -> int:
         from harness import worker
 
         preflight(plan.runs)
-        print(worker.work(args.worker, args.study, plan.runs, plan.output, args.checkpoints, args.patience, args.processes))
+        name, patience = args.study or "returns", args.patience or 600.0
+        print(worker.work(args.worker, name, plan.runs, plan.output, args.checkpoints, patience, args.processes))
         return 0
     assert plan.output is not None
     missing = rows.missing(plan.runs, rows.read(plan.output, repair=True))

@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from harness import rows
 from harness.plans import Run, as_dict, from_dict
 from harness.pool import describe, stop_without_parent
-from harness.runs import forget, perform
+from harness.runs import folder_of, forget, perform
+from sb3_softac.files.checkpoint import Lock
 
 LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 #: times that a run may die before it is left alone: it might be what kills its machine
@@ -49,6 +50,17 @@ def open_study(storage: str, name: str) -> optuna.Study:
             f"`--worker` is {storage!r}, which cannot be opened: {reason}. It must be the path of a journal file, or the URL "
             "of a database such as sqlite:///runs.db."
         ) from None
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another process writes its checkpoints there."""
+    if not folder.is_dir():
+        return False
+    try:
+        Lock(folder).release()
+    except ValueError:
+        return True
+    return False
 
 
 class Beat:
@@ -100,6 +112,7 @@ class Worker:
     ) -> None:
         self.study, self.output, self.checkpoints, self.patience = study, output, checkpoints, patience
         self.runs = {run.id: run for run in runs}
+        self.pause = min(patience / 4, 10.0)
         #: of trials, the last beat and when this process first saw it
         self._seen: dict[int, tuple[Any, float]] = {}
 
@@ -150,7 +163,7 @@ class Worker:
 
     def _is_given_up(self, run_id: str, trials: list[FrozenTrial]) -> bool:
         failed = [trial for trial in trials if trial.user_attrs["id"] == run_id and trial.state is TrialState.FAIL]
-        deaths = [trial for trial in failed if not trial.user_attrs.get("is_duplicate")]
+        deaths = [trial for trial in failed if not trial.user_attrs.get("does_not_count")]
         return len(deaths) > MAX_DEATHS or any("error" in trial.user_attrs for trial in failed)
 
     def take(self) -> optuna.Trial | None:
@@ -162,13 +175,21 @@ class Worker:
             if own_id is not None and not any(trial.state in LIVE for trial in others):
                 return asked
             # Two workers may have queued a run at the same time: the first one counts. Without an id there was none to take.
-            asked.set_user_attr("is_duplicate", True)
-            self.finish(asked.number, TrialState.FAIL)
+            self.give_back(asked)
         return None
+
+    def give_back(self, trial: optuna.Trial) -> None:
+        """Fail a trial whose run is none the worse for it: it is queued again, if nobody else has it."""
+        trial.set_user_attr("does_not_count", True)
+        self.finish(trial.number, TrialState.FAIL)
 
     def train(self, trial: optuna.Trial) -> str:
         """Do the run of a trial; what to say about it."""
         run = from_dict(trial.user_attrs["run"])
+        if self.checkpoints is not None and is_in_use(folder_of(run, self.checkpoints)):
+            self.give_back(trial)
+            time.sleep(self.pause)
+            return f"{run}: whoever was taken for dead still writes its checkpoints"
         try:
             with Beat(trial, self.patience / 4) as beat:
 
@@ -183,6 +204,9 @@ class Worker:
                 trial.set_user_attr("row", row)
         except (TakenOver, optuna.exceptions.UpdateFinishedTrialError):
             return f"{run}: another worker has taken it over"
+        except (KeyboardInterrupt, SystemExit):
+            self.give_back(trial)
+            raise
         except Exception as error:
             lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
             trial.set_user_attr("error", f"{type(error).__name__}: {error}")
@@ -205,7 +229,7 @@ class Worker:
                 print(f"{from_dict(trial.user_attrs['run'])}: begins", flush=True)
                 print(self.train(trial), flush=True)
             elif any(each.state in (TrialState.WAITING, TrialState.RUNNING) for each in self.trials()):
-                time.sleep(min(self.patience / 4, 10.0))  # others may die
+                time.sleep(self.pause)  # others may die
                 stop_without_parent()
             else:
                 self.copy_rows()

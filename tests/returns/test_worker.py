@@ -117,16 +117,56 @@ def test_a_worker_that_was_taken_for_dead(tmp_path: Path, monkeypatch: pytest.Mo
     assert seeds(tmp_path / "rows.csv") == [0]
 
 
+def test_a_worker_that_was_taken_for_dead_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it does, its run is not begun; afterwards it is, and has lost none of its tries."""
+    performed = quick(monkeypatch)
+    answers = iter([True] * (worker.MAX_DEATHS + 2) + [False])
+    monkeypatch.setattr(worker, "is_in_use", lambda _: next(answers))
+    other = make(str(tmp_path / "journal.log"), [small()], tmp_path, 0.04)
+    other.work()
+    assert next(answers, None) is None
+    assert len(performed) == 1
+    assert seeds(tmp_path / "rows.csv") == [0]
+
+
+def test_checkpoints_in_use(tmp_path: Path) -> None:
+    """By a process that holds their lock, as ExactCheckpointCallback does."""
+    assert not worker.is_in_use(tmp_path / "nothing")
+    code = "import fcntl, sys\nfile = open(sys.argv[1], 'w')\nfcntl.lockf(file, fcntl.LOCK_EX)\nprint('held', flush=True)\n"
+    line = [sys.executable, "-c", f"{code}sys.stdin.read()", str(tmp_path / "lock")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert worker.is_in_use(tmp_path)
+        holder.kill()
+    assert not worker.is_in_use(tmp_path)
+
+
+def test_a_worker_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run need not wait until it is taken for dead."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = make(str(tmp_path / "journal.log"), [small()], tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "perform", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            other.work()
+    performed = quick(monkeypatch)
+    other.work()
+    assert len(performed) == 1
+
+
 def test_a_worker_that_dies_after_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is in the storage: nothing is done again."""
     performed = quick(monkeypatch)
     journal = str(tmp_path / "journal.log")
-    dying, other = (make(journal, [small()], tmp_path) for _ in range(2))
+    dying, other = (make(journal, [small()], tmp_path, patience) for patience in (1000.0, PATIENCE))
     with monkeypatch.context() as patch:
         patch.setattr(dying, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             dying.train(take_one(dying))
-    other.patience = PATIENCE
     other.work()
     assert len(performed) == 1
     assert seeds(tmp_path / "rows.csv") == [0]
