@@ -2,12 +2,12 @@
 
     python benchmarks/preset_pages.py
 
-writes them into docs/presets/*.md and docs/choosing.md, between a line ``<!-- NAME -->`` and the next ``<!-- end -->``; all else
-on these pages is written by hand. tests/test_guides.py fails where a page is not as this script would write it.
+writes them into docs/presets/*.md and docs/choosing.md, between a line ``<!-- NAME -->`` and the next ``<!-- end -->``; all
+else on these pages is written by hand. tests/test_guides.py fails where a page is not as this script would write it.
 
 Parameters and memory are those of a model with the spaces of HalfCheetah-v5 (17 observations, 6 actions). Floating-point
-operations are counted while a gradient step runs (flops.py): on a small batch, since those of all products are proportional to it. Returns are read from docs/returns*.csv (ours) and
-docs/published-returns.csv.
+operations are counted while a gradient step runs (flops.py), on a small batch, since those of all products are proportional to
+it. Returns are read from docs/returns*.csv (ours) and docs/published-returns.csv.
 """
 
 import csv
@@ -40,6 +40,7 @@ PUBLISHED = {
 #: our variants, as benchmarks/returns.py names them
 OURS = {"crossq_small": "CROSSQ_SMALL", "tqc": "TQC", "softqlearning": "SoftQL published"}
 STEPS = (100_000, 1_000_000)
+FIGURES = "[published-returns.csv](../published-returns.csv)"
 N_TRANSITIONS, BATCH = 64, 4
 BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -58,7 +59,9 @@ def owner(name: str) -> Any:
 
 def make_model(name: str, **overrides: Any) -> Any:
     """The preset with a small replay buffer."""
-    return owner(name)("MlpPolicy", Cheetah(), device="cpu", seed=0, **presets.get(name, buffer_size=N_TRANSITIONS, **overrides))
+    return owner(name)(
+        "MlpPolicy", Cheetah(), device="cpu", seed=0, **presets.get(name, buffer_size=N_TRANSITIONS, **overrides)
+    )
 
 
 def fill(model: Any) -> None:
@@ -148,13 +151,14 @@ python -m rl_zoo3.train --algo {algo} --env Pendulum-v1 -params preset:{name}
 
 def not_reproduced(name: str) -> str:
     """The row of docs/presets.md."""
-    rows = [line for line in (DOCS / "presets.md").read_text().split("## What is not reproduced")[1].splitlines() if "|" in line]
-    mine = [row.split(" | ", 1)[1].rstrip(" |") for row in rows if f"`{name}`" in row.split(" | ")[0]]
-    links = re.sub(r"(?<=\[)([\d.]+)\]", r"\1](https://arxiv.org/abs/\1)", " ".join(mine)).replace("../", "../../")
-    own = f"{links[0].upper()}{links[1:]}." if links else "Nothing else is known."
-    above = name == "simba_v2" or "as above" in links or "as `redq`" in links
-    of = " (“as above” is the row above in [the table](../presets.md#what-is-not-reproduced).)" if above and "above" in links else ""
-    return f"{own}{of} What no preset reproduces is [there](../presets.md#what-is-not-reproduced), too."
+    table = (DOCS / "presets.md").read_text().split("## What is not reproduced")[1]
+    rows = [line.split(" | ", 1) for line in table.splitlines() if line.startswith("| `")]
+    known = " ".join(content.rstrip(" |") for names, content in rows if f"`{name}`" in names)
+    known = re.sub(r"(?<=\[)([\d.]+)\]", r"\1](https://arxiv.org/abs/\1)", known).replace("../", "../../")
+    own = f"{known[0].upper()}{known[1:]}." if known else "Nothing else is known."
+    row_above = "“As above” is the row before it in [the table](../presets.md#what-is-not-reproduced). "
+    everywhere = "What no preset reproduces is [there](../presets.md#what-is-not-reproduced), too."
+    return f"{own} {row_above if 'as above' in known.lower() else ''}{everywhere}"
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -194,14 +198,20 @@ def returns(name: str) -> str:
     if name in PUBLISHED:
         tasks = list(published(PUBLISHED[name], STEPS[0]))
         n_seeds = next(row["seeds"] for row in read(DOCS / "published-returns.csv") if row["algorithm"] == PUBLISHED[name])
-        lines += [f"Published, as `{PUBLISHED[name]}` in [published-returns.csv](../published-returns.csv), {n_seeds} seeds:", ""]
+        lines += [
+            f"Published, as `{PUBLISHED[name]}` in {FIGURES}, {n_seeds} seeds:",
+            "",
+        ]
         lines += ["| steps | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
         for step in STEPS:
             by_task = published(PUBLISHED[name], step)
             lines.append(f"| {step:,} | " + " | ".join(by_task[task] for task in tasks) + " |")
         lines.append("")
     else:
-        lines += ["Published: no figures that were computed in the way of [published-returns.csv](../published-returns.csv).", ""]
+        lines += [
+            f"Published: no figures that were computed in the way of {FIGURES}.",
+            "",
+        ]
     measured = ours(OURS[name]) if name in OURS else {}
     each = [f"{env} after {steps:,} steps: {seeds_of(found)}" for (env, steps), found in sorted(measured.items())]
     lines.append("Measured here: " + ("; ".join(each) + "." if each else "not measured."))
@@ -224,7 +234,8 @@ def page_cost(name: str) -> str:
 def costs() -> str:
     """All presets beside each other."""
     lines = [
-        "| preset | MFLOP per gradient step | gradient steps per step | MFLOP per step | parameters, thousands | replay buffer, MB |",
+        "| preset | MFLOP per gradient step | gradient steps per step | MFLOP per step | parameters, thousands "
+        "| replay buffer, MB |",
         "|---" * 6 + "|",
     ]
     for name in NAMES:
@@ -243,9 +254,10 @@ def returns_by_preset() -> str:
         for step in STEPS:
             found = published(by, step)
             lines.append(f"| {label} | published, {step:,} steps | " + " | ".join(found[task] for task in tasks) + " |")
-    of_ours = [("the default", "SoftAC"), *((f"`{name}`", variant) for name, variant in OURS.items() if name != "softqlearning")]
-    for label, variant in of_ours:
-        found = {env.replace("-v5", "-v4"): seeds_of(each) for (env, steps), each in ours(variant).items() if steps == STEPS[0]}
+    of_ours = {"the default": "SoftAC"} | {f"`{name}`": OURS[name] for name in presets.PRESETS if name in OURS}
+    for label, variant in of_ours.items():
+        measured = {env: each for (env, steps), each in ours(variant).items() if steps == STEPS[0]}
+        found = {env.replace("-v5", "-v4"): seeds_of(each) for env, each in measured.items()}
         if found:
             cells = " | ".join(found.get(task, "not measured") for task in tasks)
             lines.append(f"| {label} | measured here on v5, {STEPS[0]:,} steps | {cells} |")
