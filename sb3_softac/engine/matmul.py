@@ -1,8 +1,8 @@
 """Large matmuls by oneDNN, where that is faster than what PyTorch uses.
 
-PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors whose units are 512 bits wide (Zen 5) reaches
-half of what they can do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. Zen 4 does AVX-512 in
-halves: there both are equally fast. ``benchmarks/ablation.py`` shows what it is worth.
+PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors whose units are 512 bits wide (Zen 5)
+reaches half of what they can do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. Zen 4 has
+halves of 256 bits: there both are equally fast. ``benchmarks/ablation.py`` shows what it is worth.
 """
 
 import os
