@@ -1,21 +1,18 @@
-"""The example scripts and the benchmark of returns: what they choose, refuse, print and draw."""
+"""The example scripts: what they choose, refuse, print and draw."""
 
 import argparse
-import csv
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from rl_zoo3.exp_manager import ExperimentManager
-from stable_baselines3 import DQN, SAC
 
 from sb3_softac import SoftAC, zoo
 
@@ -33,7 +30,6 @@ def script(path: str) -> ModuleType:
 
 learning_curve = script("examples/learning_curve.py")
 log_std = script("examples/log_std.py")
-returns = script("benchmarks/returns.py")
 
 
 def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -170,59 +166,3 @@ class TestLogStd:
         with pytest.raises(SystemExit, match="2"):
             call(log_std, monkeypatch, "--plot-only", "--output", str(tmp_path / "log-std"))
         assert "--plot-only needs" in capsys.readouterr().err
-
-
-class TestReturns:
-    @pytest.mark.parametrize("ent_coef", ["auto_0.5", 0.25])
-    def test_alpha_of_a_row(self, ent_coef: str | float) -> None:
-        """Learned or fixed; every warning is an error here."""
-        for algorithm in (SAC, SoftAC):
-            model = algorithm("MlpPolicy", "Pendulum-v1", ent_coef=ent_coef, buffer_size=10, device="cpu")
-            assert returns.entropy_coefficient(model) == pytest.approx(0.5 if ent_coef == "auto_0.5" else 0.25)
-        assert returns.entropy_coefficient(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")) == ""
-
-    SETTINGS: ClassVar[dict[str, Any]] = {"zoo": False, "points": 1, "episodes": 1, "checkpoints": None}
-
-    def test_a_row_of_sac(self, tmp_path: Path) -> None:
-        settings = self.SETTINGS | {"set": [], "steps": 1010}
-        row = returns.run(("SB3 SAC", "Pendulum-v1", 0, argparse.Namespace(**settings)))
-        assert 0.9 < row["alpha"] < 1.0
-        returns.write(tmp_path / "rows.csv", [row])
-        with (tmp_path / "rows.csv").open() as file:
-            assert float(next(csv.DictReader(file))["return"]) == row["return"]
-
-    def test_what_stands_in_a_file_is_not_done_again(self, tmp_path: Path) -> None:
-        """The same run is one of the same settings, as they are written down."""
-        args = argparse.Namespace(**self.SETTINGS | {"set": ["learning_starts=50"], "steps": 60})
-        job = ("CROSSQ_SMALL", "Pendulum-v1", 0, args)
-        row = {"variant": job[0], "env": job[1], "seed": 0, "steps": 60}
-        row["settings"] = json.dumps(returns.settings_of(*job[:2], args))
-        returns.write(tmp_path / "rows.csv", [row])
-        with (tmp_path / "rows.csv").open() as file:
-            found = next(csv.DictReader(file))
-        assert returns.is_same(found, job)
-        others = (("TQC", *job[1:]), (job[0], "CartPole-v1", *job[2:]), (*job[:2], 1, args))
-        for other in (*others, (*job[:3], argparse.Namespace(**vars(args) | {"set": ["learning_starts=40"]}))):
-            assert not returns.is_same(found, other)
-
-    def test_a_run_that_was_killed_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """To the same numbers as without the interruption."""
-        changes: dict[str, Any] = {"set": ["learning_starts=100", "compile=false"], "steps": 400, "points": 4}
-        whole, stopped = (argparse.Namespace(**self.SETTINGS | changes | more) for more in ({}, {"checkpoints": tmp_path}))
-        expected = returns.run(("SoftAC", "Pendulum-v1", 0, whole))
-        evaluate = returns.Evaluations._on_step
-
-        def interrupt(callback: Any) -> bool:
-            if callback.num_timesteps == 250:
-                raise KeyboardInterrupt
-            return bool(evaluate(callback))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(returns.Evaluations, "_on_step", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                returns.run(("SoftAC", "Pendulum-v1", 0, stopped))
-        assert list(tmp_path.glob("SoftAC-Pendulum-v1-400-0/checkpoint-*"))
-        row = returns.run(("SoftAC", "Pendulum-v1", 0, stopped))
-        names = ("return", "best", "curve", "alpha", "entropy")
-        assert [row[name] for name in names] == [expected[name] for name in names]
-        assert list(tmp_path.iterdir()) == []

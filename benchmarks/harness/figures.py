@@ -1,0 +1,162 @@
+"""Learning curves over steps and over wall time, performance profiles, and probabilities of improvement, drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.evidence import Estimate, estimate, improvement, interquartile_curves, profiles, rliable
+from harness.references import PREFIX, published_algorithms, published_at
+from harness.rows import Row
+from harness.scores import Array, Task, curves_over_time, final_scores, scale
+
+N_THRESHOLDS = 51
+#: of published algorithms, the same on each task
+MARKERS = "osv^DPX*<>dph8"
+
+
+def pyplot() -> Any:
+    """Matplotlib, which writes files and needs no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def draw_runs(rows: list[Row], output: Path) -> None:
+    """The evaluations of every run over its steps, a colour for each variant."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure, axis = pyplot().subplots(figsize=(7, 4), layout="constrained")
+    for row in rows:
+        curve = [float(value) for value in row["curve"].split()]
+        steps = [int(row["steps"]) * (place + 1) / len(curve) for place in range(len(curve))]
+        number = variants.index(row["variant"])
+        is_first = row is next(other for other in rows if other["variant"] == row["variant"])
+        axis.plot(steps, curve, color=f"C{number}", label=row["variant"] if is_first else None)
+    axis.set_title(", ".join(dict.fromkeys(row["env"] for row in rows)))
+    axis.set_xlabel("environment steps")
+    axis.set_ylabel("return of the deterministic policy")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(output, dpi=110)
+
+
+def draw_curve(axis: Any, x: Array, found: Estimate, color: str, label: str) -> None:
+    axis.plot(x, found.value, color=color, label=label)
+    axis.fill_between(x, found.low, found.high, color=color, alpha=0.15, linewidth=0)
+
+
+def colors_of(tasks: list[Task]) -> dict[str, str]:
+    return {variant: f"C{number}" for number, variant in enumerate(tasks[0].final)}
+
+
+def _over_steps(axis: Any, task: Task, colors: dict[str, str]) -> None:
+    curves = interquartile_curves({variant: curve[:, None, :] for variant, curve in task.curves.items()})
+    for variant, found in curves.items():
+        draw_curve(axis, task.points, found, colors[variant], variant)
+    for number, each in enumerate(sorted(published_at(task.env, task.steps), key=lambda each: each.algorithm)):
+        place = task.steps * (1.02 + 0.02 * number)  # side by side
+        marker = MARKERS[sorted(published_algorithms()).index(each.algorithm) % len(MARKERS)]
+        label = f"{PREFIX}{each.algorithm} (± std)"
+        axis.errorbar(place, each.mean, each.deviation, fmt=marker, color="0.3", ms=5, lw=0.8, label=label)
+    axis.set_xlabel("environment steps")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.locator_params(axis="x", nbins=5)
+
+
+def _over_time(axis: Any, task: Task, colors: dict[str, str]) -> None:
+    if not task.times:
+        axis.text(0.5, 0.5, "no times in these rows", ha="center", va="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    grid, curves = curves_over_time(task)
+    unit, seconds = ("hours", 3600) if grid[-1] > 7200 else ("minutes", 60) if grid[-1] > 120 else ("seconds", 1)
+    for variant, returns in curves.items():
+        known = ~np.isnan(returns).any(axis=0)
+        if known.any():
+            found = interquartile_curves({variant: returns[:, None, known]})[variant]
+            draw_curve(axis, grid[known] / seconds, found, colors[variant], variant)
+    axis.set_xlabel(f"{unit} of training, without evaluations")
+
+
+def _all_tasks(axis: Any, tasks: list[Task], reference: str, colors: dict[str, str]) -> None:
+    for variant, color in colors.items():
+        scores = []
+        for task in tasks:
+            low, high = scale(task, reference)
+            scores.append((task.curves[variant] - low) / (high - low))
+        found = interquartile_curves({variant: np.stack(scores, axis=1)})[variant]
+        draw_curve(axis, np.arange(1, tasks[0].n_points + 1) / tasks[0].n_points, found, color, variant)
+    axis.set_title(f"all tasks (score: random 0, {reference} 1)", fontsize=9)
+    axis.set_xlabel("share of the steps")
+    axis.set_ylabel("interquartile mean of scores")
+
+
+def draw_curves(tasks: list[Task], reference: str | None, output: Path) -> None:
+    """Interquartile means with 95 % intervals: each task over steps and over time, and the scores of all of them."""
+    plt, colors = pyplot(), colors_of(tasks)
+    has_all = reference is not None and len(tasks) > 1 and len({task.n_points for task in tasks}) == 1
+    n_columns = len(tasks) + has_all
+    n_rows = 2 if any(task.times for task in tasks) else 1
+    size = (4 * n_columns, 0.4 + 3 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for column, task in zip(axes.T, tasks, strict=False):
+        _over_steps(column[0], task, colors)
+        column[0].set_title(task.env, fontsize=9)
+        if n_rows == 2:
+            _over_time(column[1], task, colors)
+        for axis in column:
+            axis.set_ylabel("interquartile mean of returns")
+            axis.yaxis.set_major_formatter("{x:,.0f}")
+    if has_all:
+        assert reference is not None
+        _all_tasks(axes[0, -1], tasks, reference, colors)
+        for axis in axes[1:, -1]:
+            axis.set_axis_off()
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    entries = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5), fontsize=8)
+    figure.savefig(output, dpi=110)
+    plt.close(figure)
+
+
+def draw_profiles(tasks: list[Task], reference: str, output: Path) -> None:
+    """The share of runs above each score, the interquartile mean of scores, and probabilities of improvement."""
+    plt, colors = pyplot(), colors_of(tasks)
+    scores = final_scores(tasks, reference)
+    every = np.concatenate([own.ravel() for own in scores.values()])
+    thresholds = np.linspace(min(every.min(), 0.0), every.max(), N_THRESHOLDS)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for variant, found in profiles(scores, thresholds).items():
+        draw_curve(left, thresholds, found, colors[variant], variant)
+    left.set_xlabel(f"score (random 0, {reference} 1)")
+    left.set_ylabel("share of runs above it")
+    left.legend(fontsize=8)
+    draw_bars(middle, estimate(scores, rliable()[1].aggregate_iqm), colors)
+    middle.set_xlabel("interquartile mean of scores")
+    if reference in scores and len(scores) > 1:
+        draw_bars(right, improvement(scores, reference), colors)
+        right.axvline(0.5, color="0.5", lw=0.8)
+        right.set_xlim(0, 1)
+        right.set_xlabel(f"probability of improvement\nover {reference}")
+    else:
+        right.set_axis_off()
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(output, dpi=110)
+    plt.close(figure)
+
+
+def draw_bars(axis: Any, found: dict[str, Estimate], colors: dict[str, str]) -> None:
+    """An interval for each variant, with its value."""
+    for place, (variant, each) in enumerate(found.items()):
+        axis.plot([each.low, each.high], [place, place], color=colors[variant], lw=6, alpha=0.35, solid_capstyle="butt")
+        axis.plot(each.value, place, "|", color=colors[variant], ms=14, mew=2)
+    axis.set_yticks(range(len(found)), list(found))
+    axis.set_ylim(-0.6, len(found) - 0.4)
+    axis.invert_yaxis()

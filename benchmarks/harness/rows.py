@@ -1,0 +1,145 @@
+"""The CSV file of finished runs: each row is there as a whole or not at all, whoever is killed while it is written."""
+
+import contextlib
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.plans import Key, Run, canonical
+from harness.variants import VARIANTS
+from sb3_softac.files.atomic import writing
+
+Row = dict[str, Any]
+#: columns that every file has had
+NEEDED = ("variant", "env", "steps", "seed", "return")
+
+
+def _fields(line: str) -> list[str]:
+    return next(csv.reader([line]), [])
+
+
+def read(path: Path, repair: bool = False) -> list[Row]:
+    """The rows of a file; none if there is no file.
+
+    :param repair: leave out a last line that is cut, which happens to who writes without a temporary file
+    :raises ValueError: it is no such file, or a line is cut
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}.") from None
+    lines = text.splitlines()
+    if not lines:
+        return []
+    header = _fields(lines[0])
+    missing = [name for name in NEEDED if name not in header]
+    if missing:
+        raise ValueError(f"{str(path)!r} has no column {missing[0]!r}: it is no file of returns, or its first line is cut.")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = _fields(line)
+        is_last = number == len(lines)
+        if len(fields) == len(header) and line.count('"') % 2 == 0 and (not is_last or text.endswith(("\n", "\r"))):
+            rows.append(dict(zip(header, fields, strict=True)))
+        elif not (repair and is_last):
+            raise ValueError(
+                f"{str(path)!r} is cut in line {number} ({len(fields)} of {len(header)} columns): remove that line, and the "
+                "plan measures the run again."
+            )
+    return rows
+
+
+def key_of(row: Row) -> Key | None:
+    """What tells the run of a row from others; None for files of the first version, which hold no settings."""
+    if not row.get("settings"):
+        return None
+    known = VARIANTS.get(row["variant"])
+    algorithm = row.get("algorithm") or (known[0].__name__ if known else "")
+    return (algorithm, row["variant"], row["env"], int(row["steps"]), int(row["seed"]), canonical(json.loads(row["settings"])))
+
+
+def missing(runs: list[Run], rows: list[Row]) -> list[Run]:
+    """The runs that have no row."""
+    done = {key_of(row) for row in rows}
+    return [run for run in runs if run.key not in done]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Replace a file by one with these rows, whose columns are all that any row has."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _beside(path: Path, name: str) -> Path:
+    folder = path.parent / f".{path.name}.locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def append(path: Path, row: Row) -> bool:
+    """Add a row, unless the run has one; other processes that do the same wait.
+
+    :return: whether it was added
+    """
+    with FileLock(_beside(path, "file")):
+        rows = read(path, repair=True)
+        if key_of({name: str(value) for name, value in row.items()}) in {key_of(other) for other in rows}:
+            return False
+        write(path, [*rows, row])
+    return True
+
+
+@contextlib.contextmanager
+def claim(path: Path, run: Run) -> Iterator[bool]:
+    """Hold a run; the system lets go of it when this process ends, however it does.
+
+    :return: whether nobody else holds it
+    """
+    lock = FileLock(_beside(path, run.id), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_claimed(path: Path, run: Run) -> bool:
+    if not (path.parent / f".{path.name}.locks" / run.id).exists():
+        return False
+    with claim(path, run) as is_free:
+        return not is_free
+
+
+def check_writable(path: Path) -> None:
+    """Before hours of training: whether rows can be written, and those there can be read.
+
+    :raises ValueError: no
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            path.open("r+").close()
+    except OSError as error:
+        raise ValueError(f"`--output` is {str(path)!r}, which cannot be written: {error.strerror or error}.") from None
+    read(path, repair=True)
