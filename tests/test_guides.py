@@ -260,7 +260,10 @@ NOTEBOOK_CHECKS: dict[str, Callable[[Names], bool]] = {
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # TorchScript is deprecated, and an option of export
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks(path: Path, shortened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All cells run one after the other; they were run in this order, and without errors, when they were committed."""
+    """All cells run one after the other; they were run in this order, and without errors, when they were committed.
+
+    Their outputs were made with nbclient: ``jupyter nbconvert --to notebook --execute --inplace examples/*.ipynb``.
+    """
     from matplotlib import pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
