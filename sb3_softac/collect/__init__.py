@@ -3,6 +3,7 @@
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
+from sb3_softac.collect.overlap import Overlapped, check_overlap
 from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.validation import (
     StoredUpTo,
@@ -19,9 +20,11 @@ __all__ = [
     "CapturedActor",
     "CollectingAlgorithm",
     "DirectActor",
+    "Overlapped",
     "StoredUpTo",
     "check_compatible_buffer",
     "check_normalizers",
+    "check_overlap",
     "check_statistics",
     "check_wrappers",
     "close_trajectory",

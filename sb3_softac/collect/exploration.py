@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from sb3_softac.collect.acting import make_actor
 from sb3_softac.collect.episodes import describe
 from sb3_softac.collect.noise import advance, sampling_with
+from sb3_softac.collect.overlap import Overlapped, asks_no_environment, share
 from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
 
@@ -33,6 +34,9 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     _return_moments: np.ndarray[Any, Any] | None = None
     _running_returns: np.ndarray[Any, Any] | None = None
     noise_repeat: int | None = None
+    overlap: bool = False
+    #: gradient steps of the last rollout that run while the next one is collected
+    _owed_steps: int = 0
     #: exploration noise that is kept, (n_envs, A), and for how many more steps, (n_envs,); None where there is none
     _kept_noise: np.ndarray[Any, Any] | None = None
     _kept_steps: np.ndarray[Any, Any] | None = None
@@ -100,9 +104,10 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         try:
             self._before_rollout()
             try:
-                rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+                rollout = super().collect_rollouts(self._stepping(env), callback, *args, **kwargs)
                 if not rollout.continue_training:
                     self._store_last_step(callback.locals)
+                    self._pay(self._owed_steps)  # there is no next step
             except BaseException:
                 self._interrupt_episode()
                 raise
@@ -116,7 +121,60 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
                     "environments: `set_env`, or `resume` from a checkpoint."
                 ) from error
             raise
+        self._runtime.between = True
         return rollout
+
+    # --- gradient steps while environments step -------------------------------------------------------------------------
+
+    def _stepping(self, env: VecEnv) -> VecEnv:
+        """The environments of a rollout: with ``overlap`` ones that do gradient steps on the way."""
+        runtime = self._runtime
+        runtime.between = False
+        if not self.overlap:
+            self._pay(self._owed_steps)  # it was switched off meanwhile
+            return env
+        runtime.n_collected, runtime.n_owed, runtime.drawn = 0, self._owed_steps, None
+        wrapped = runtime.overlapped
+        if wrapped is None or wrapped.venv is not env:
+            wrapped = runtime.overlapped = Overlapped(env, self._draw_ahead, self._pay_share)
+        return wrapped  # type: ignore[no-any-return]  # the runtime's type is not known here
+
+    def _share(self) -> int:
+        train_freq: Any = self.train_freq
+        return share(self._runtime.n_owed, self._runtime.n_collected, train_freq.frequency)
+
+    def _draw_ahead(self) -> None:
+        """Sample a buffer that asks the environments while they can answer."""
+        n_steps = self._share()
+        if n_steps > 0 and not asks_no_environment(self.replay_buffer):
+            self._follow_options()
+            self._runtime.drawn = list(self._batches(n_steps, self.batch_size))
+
+    def _pay_share(self) -> None:
+        n_steps = self._share()
+        self._runtime.n_collected += 1
+        self._pay(n_steps)
+
+    def _pay(self, n_steps: int) -> None:
+        """Do gradient steps of the last rollout, and go on acting."""
+        if n_steps > 0:
+            self._owed_steps -= n_steps
+            self.train(n_steps, self.batch_size)
+            self.policy.set_training_mode(False)
+            self.logger.record("train/lag", 1)
+
+    def _puts_off(self, gradient_steps: int) -> bool:
+        """Whether these gradient steps, which SB3 asks for behind a rollout, run while the next one is collected."""
+        runtime = self._runtime
+        behind_rollout, runtime.between = runtime.between, False
+        if not (self.overlap and behind_rollout and self.num_timesteps < self._total_timesteps):
+            return False
+        self._owed_steps = gradient_steps
+        return True
+
+    @abstractmethod
+    def _batches(self, n_batches: int, batch_size: int) -> Any:
+        """Batches from the replay buffer."""
 
     @abstractmethod
     def _follow_options(self) -> None:
