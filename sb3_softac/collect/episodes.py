@@ -1,12 +1,16 @@
 """What a finished episode says of the values, the actions and the ends that the critics learn from."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_softac.replay import TensorReplayBuffer
 
 Array = npt.NDArray[Any]
 
@@ -14,6 +18,8 @@ Array = npt.NDArray[Any]
 SATURATED = 0.99
 #: what :func:`describe` may tell, by the names of the logger, all below ``rollout/``
 FACTS = ("discounted_return", "saturation", "timeout_rate")
+#: what they are read from
+NAMES = ("rewards", "dones", "timeouts", "actions")
 
 
 def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
@@ -31,6 +37,14 @@ def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
     if len(earlier) > 0:
         return rows[earlier[-1] + 1 :]
     return None if n < length and buffer.full else rows
+
+
+def _newest_of_one(buffer: TensorReplayBuffer, index: int, length: int) -> Any:
+    """The newest ``length`` rows of one environment, on the host, as a buffer that has nothing else."""
+    n_rows = min(length, buffer.size())
+    rows = th.arange(buffer.pos - n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
+    columns = {name: vars(buffer)[name][rows, index].unsqueeze(1).cpu().numpy() for name in NAMES}
+    return SimpleNamespace(buffer_size=max(n_rows, 1), pos=0, full=buffer.full, size=lambda: n_rows, **columns)
 
 
 def discounted_return(rewards: Array, gamma: float, goes_on: bool) -> float:
@@ -63,8 +77,9 @@ def describe(
     :param action_space: saturation has a meaning for ``Box`` only
     :param vec_normalize: normalises rewards, as it does for batches
     """
-    names = ("rewards", "dones", "timeouts", "actions")
-    if not isinstance(buffer, ReplayBuffer) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in names):
+    if isinstance(buffer, TensorReplayBuffer):
+        buffer, index = _newest_of_one(buffer, index, length), 0
+    elif not isinstance(buffer, ReplayBuffer) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES):
         return {}
     rows = newest_rows(buffer, index, length)
     if rows is None or len(rows) == 0:

@@ -138,7 +138,7 @@ def close_trajectory(buffer: ReplayBuffer | None) -> None:
     if buffer.optimize_memory_usage:
         buffer.dones[last] = True  # as SB3 does: the next observation will be overwritten
     elif hasattr(buffer, "timeouts"):
-        buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
+        buffer.timeouts[last] = (buffer.timeouts[last] != 0) | (buffer.dones[last] == 0)  # arrays or tensors
 
 
 class StoredUpTo:

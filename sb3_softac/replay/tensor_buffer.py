@@ -128,8 +128,9 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def put_rows(self, rows: dict[str, Any]) -> None:
         """Write what :meth:`host_rows` has given, and was changed, back where that was a copy."""
-        for name, values in rows.items():
-            _write(vars(self)[name], values)
+        if self.device.type != "cpu":
+            for name, values in rows.items():
+                _write(vars(self)[name], values)
         self.has_skipped = bool(self.skipped.any())
 
     def __getstate__(self) -> dict[str, Any]:
