@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from sb3_softac import presets
+from sb3_softac.collect import VectorEnvAdapter
 from sb3_softac.errors import DamagedFileError, TrainingDivergedError, UntrustedFileError
 from sb3_softac.networks import CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, SoftQLPolicy
 from sb3_softac.replay import TensorReplayBuffer
@@ -25,6 +26,7 @@ __all__ = [
     "TensorReplayBuffer",
     "TrainingDivergedError",
     "UntrustedFileError",
+    "VectorEnvAdapter",
     "WarmUpSchedule",
     "__version__",
     "presets",

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
-from sb3_softac.collect import FACTS, check_overlap, check_statistics
+from sb3_softac.collect import FACTS, check_overlap, check_statistics, check_vector
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
@@ -104,6 +104,8 @@ class SoftAlgorithm(TemperedAlgorithm):
         last_obs = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         self._runtime.callback = result[1]
+        assert self.env is not None
+        check_vector(self.env, self.replay_buffer, self._last_obs)
         self._refuse_non_finite("observation", self._last_obs)
         if self._last_obs is not last_obs:
             self._begin_episodes()

@@ -16,11 +16,13 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_softac.collect import on_device
 from sb3_softac.collect.acting import make_actor
 from sb3_softac.collect.episodes import describe
 from sb3_softac.collect.noise import advance, sampling_with
 from sb3_softac.collect.overlap import Overlapped, asks_no_environment, share
 from sb3_softac.collect.returns import count_returns
+from sb3_softac.collect.step_infos import StepInfos, is_tensor
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
 
 
@@ -60,9 +62,13 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if actor is not None and ("predict" in vars(self) or not actor.holds(self.policy)):
             self._choose_actor()
             actor = self._runtime.actor
-        if self.num_timesteps < random_steps:
+        is_random = self.num_timesteps < random_steps
+        if is_random and not is_tensor(self._last_obs):
             return super()._sample_action(random_steps, action_noise, n_envs)
-        noise = None if self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
+        noise = None if is_random or self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
+        if is_tensor(self._last_obs):
+            is_random = is_random and not (self.use_sde and self.use_sde_at_warmup)
+            return on_device.sample(self, actor, is_random, action_noise, n_envs, noise)  # type: ignore[return-value]  # tensors
         if actor is None:
             policy: Any = self.policy
             kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(self.device))
@@ -211,17 +217,34 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
             stored_reward = self._vec_normalize_env.get_original_reward()
         self._refuse_non_finite("reward", stored_reward)
         self._refuse_non_finite("observation", stored_obs)
-        for info, done in zip(infos, dones, strict=True):
-            if done and info.get("terminal_observation") is not None:
-                self._refuse_non_finite("terminal observation", info["terminal_observation"])
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        at_once = isinstance(infos, StepInfos) and self._vec_normalize_env is None
+        for last in [infos.final] if at_once else terminal_observations(infos, dones):  # type: ignore[attr-defined]  # they are
+            if last is not None:
+                self._refuse_non_finite("terminal observation", last)
+        if at_once:
+            next_obs = infos.next_observations(new_obs)  # type: ignore[attr-defined]  # likewise
+            self._last_original_obs = self._last_obs
+            replay_buffer.add(self._last_obs, next_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # as SB3
+            self._last_obs = new_obs
+        else:
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._runtime.stored = StoredUpTo(replay_buffer, self._last_obs)
         self._count_observations(stored_obs, dones, infos)
         self._describe_episodes(replay_buffer, infos, dones)
         if self._return_moments is not None and self._running_returns is not None:
-            count_returns(self._return_moments, self._running_returns, stored_reward, dones, self.gamma)
+            skipped = getattr(infos, "skipped", None)
+            stepped: Any = slice(None) if skipped is None else ~skipped
+            running = self._running_returns[stepped]
+            count_returns(self._return_moments, running, stored_reward[stepped], dones[stepped], self.gamma)
+            self._running_returns[stepped] = running
         if self._kept_steps is not None:
             self._kept_steps[np.asarray(dones, dtype=bool)] = 0  # a new episode has noise of its own
+
+    def _update_info_buffer(self, infos: Any, dones: Any = None) -> None:
+        """As in SB3, which looks at each environment; those whose episodes go on have nothing to tell here."""
+        if isinstance(infos, StepInfos):
+            infos, dones = infos.of_ended(), np.ones(len(infos.ended), dtype=bool)
+        super()._update_info_buffer(infos, dones)
 
     def _describe_episodes(self, buffer: Any, infos: list[dict[str, Any]], dones: np.ndarray[Any, Any]) -> None:
         """Add what the replay buffer knows of the episodes that have ended to what their Monitor says of them.
@@ -240,8 +263,11 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if normalizer is None:
             return
         normalizer.update(new_obs)
-        ended = (info for info, done in zip(infos, dones, strict=True) if done)
-        last: list[Any] = [info["terminal_observation"] for info in ended if info.get("terminal_observation") is not None]
+        if isinstance(infos, StepInfos):
+            if infos.final is not None:
+                normalizer.update(infos.final)
+            return
+        last = terminal_observations(infos, dones)
         if last and normalizer.by_key:
             normalizer.update({name: np.stack([obs[name] for obs in last]) for name in normalizer.names})
         elif last:
@@ -277,6 +303,12 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if not self._runtime.stored.continues(self.replay_buffer, self._last_obs):
             close_trajectory(self.replay_buffer)
             self._forget_noise()
+
+
+def terminal_observations(infos: Any, dones: Any) -> list[Any]:
+    """The last observations of the episodes that have ended, where they are told."""
+    ended = (infos[index] for index in np.flatnonzero(dones))
+    return [info["terminal_observation"] for info in ended if info.get("terminal_observation") is not None]
 
 
 def dead_workers(env: VecEnv) -> str:

@@ -1,14 +1,19 @@
 """What may enter a replay buffer: finite data of one trajectory."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac.collect.step_infos import is_tensor
+from sb3_softac.replay import TensorReplayBuffer
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # not a float: NumPy would round it to the type of what it is compared with
 
@@ -22,6 +27,10 @@ def find_non_finite(cause: str, values: Any) -> str | None:
     if isinstance(values, dict):
         found = (find_non_finite(f"{cause} {key!r}", part) for key, part in values.items())
         return next(filter(None, found), None)
+    if isinstance(values, th.Tensor):
+        if not values.is_floating_point() or bool((values.abs() <= float(LARGEST_FLOAT32)).all()):
+            return None
+        values = values.cpu().numpy()
     values = np.asarray(values)  # a terminal observation is whatever the environment returned
     if values.dtype.kind != "f" or (np.abs(values) <= LARGEST_FLOAT32).all():
         return None
@@ -88,6 +97,37 @@ def check_wrappers(env: VecEnv) -> None:
             )
         above.append(type(layer).__name__)
         layer = layer.venv
+
+
+def check_vector(env: VecEnv, buffer: ReplayBuffer | None, observations: Any) -> None:
+    """What vectorised environments hand out must have a place in the replay buffer.
+
+    :param env: environment as the model has it
+    :param buffer: its replay buffer
+    :param observations: the newest
+    :raises ValueError: tensors, or steps that are no transitions, and a buffer that does not know them
+    """
+    if buffer is None or isinstance(buffer, TensorReplayBuffer):
+        wrapper = next((layer for layer in _wrappers(env) if is_tensor(observations)), None)
+        if wrapper is not None:
+            raise ValueError(
+                f"`env` hands out tensors, but a {type(wrapper).__name__} around it takes arrays: it must be left out. "
+                "`normalize_observations=True` normalises tensors, and episodes are counted anyway."
+            )
+        return
+    reason = "hands out tensors" if is_tensor(observations) else None
+    if getattr(env.unwrapped, "skips_steps", False):
+        reason = "spends a step on each reset, which is no transition"
+    if reason is not None:
+        raise ValueError(
+            f"`replay_buffer_class` is {type(buffer).__name__}, but it must be TensorReplayBuffer here: the environment {reason}."
+        )
+
+
+def _wrappers(env: VecEnv) -> Iterator[VecEnv]:
+    while isinstance(env, VecEnvWrapper):
+        yield env
+        env = env.venv
 
 
 def _same_shapes(left: spaces.Space[Any], right: spaces.Space[Any]) -> bool:
