@@ -1,6 +1,5 @@
 """What a finished episode says of the values, the actions and the ends that the critics learn from."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,12 +38,26 @@ def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
     return None if n < length and buffer.full else rows
 
 
-def _newest_of_one(buffer: TensorReplayBuffer, index: int, length: int) -> Any:
-    """The newest ``length`` rows of one environment, on the host, as a buffer that has nothing else."""
-    n_rows = min(length, buffer.size())
-    rows = th.arange(buffer.pos - n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
-    columns = {name: vars(buffer)[name][rows, index].unsqueeze(1).cpu().numpy() for name in NAMES}
-    return SimpleNamespace(buffer_size=max(n_rows, 1), pos=0, full=buffer.full, size=lambda: n_rows, **columns)
+class NewestRows:
+    """The newest rows of some environments, copied out of a buffer of tensors at once.
+
+    :param buffer: the buffer
+    :param indices: of the environments, (m,)
+    :param length: how many rows
+    """
+
+    def __init__(self, buffer: TensorReplayBuffer, indices: Array, length: int) -> None:
+        self.n_rows = min(length, buffer.size())
+        rows = th.arange(buffer.pos - self.n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
+        envs = th.from_numpy(indices).to(buffer.device)
+        self.rewards, self.dones, self.timeouts, self.actions = (
+            vars(buffer)[name][rows.unsqueeze(1), envs].cpu().numpy() for name in NAMES
+        )
+        self.buffer_size, self.pos, self.full = max(self.n_rows, 1), 0, buffer.full
+
+    def size(self) -> int:
+        """How many there are."""
+        return self.n_rows
 
 
 def discounted_return(rewards: Array, gamma: float, goes_on: bool) -> float:
@@ -70,16 +83,14 @@ def describe(
 
     They are read from what is stored, so they need no state of their own and no random numbers.
 
-    :param buffer: replay buffer; one that does not keep its rows as SB3's does tells nothing
+    :param buffer: replay buffer, or its newest rows; one that does not keep its rows as SB3's does tells nothing
     :param index: of the environment
     :param length: steps of the episode, as its ``Monitor`` counts them
     :param gamma: discount
     :param action_space: saturation has a meaning for ``Box`` only
     :param vec_normalize: normalises rewards, as it does for batches
     """
-    if isinstance(buffer, TensorReplayBuffer):
-        buffer, index = _newest_of_one(buffer, index, length), 0
-    elif not isinstance(buffer, ReplayBuffer) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES):
+    if not isinstance(buffer, ReplayBuffer | NewestRows) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES):
         return {}
     rows = newest_rows(buffer, index, length)
     if rows is None or len(rows) == 0:

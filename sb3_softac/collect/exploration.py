@@ -18,12 +18,13 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect import on_device
 from sb3_softac.collect.acting import make_actor
-from sb3_softac.collect.episodes import describe
+from sb3_softac.collect.episodes import NewestRows, describe
 from sb3_softac.collect.noise import advance, sampling_with
 from sb3_softac.collect.overlap import Overlapped, asks_no_environment, share
 from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.step_infos import StepInfos, is_tensor
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
+from sb3_softac.replay import TensorReplayBuffer
 
 
 class CollectingAlgorithm(OffPolicyAlgorithm):
@@ -252,10 +253,14 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         SB3 keeps the same dict in ``ep_info_buffer``, whose means are logged.
         """
         context = self.gamma, self.action_space, self._vec_normalize_env
-        for index in np.flatnonzero(dones):
-            episode = infos[index].get("episode")
-            if episode is not None:
-                episode.update(describe(buffer, int(index), int(episode["l"]), *context))
+        found = [(int(index), infos[index].get("episode")) for index in np.flatnonzero(dones)]
+        found = [(index, episode) for index, episode in found if episode is not None]
+        if found and isinstance(buffer, TensorReplayBuffer):
+            found = found[-self._stats_window_size :]  # no more are kept
+            buffer = NewestRows(buffer, np.array([index for index, _ in found]), max(int(each["l"]) for _, each in found))
+            found = [(place, episode) for place, (_, episode) in enumerate(found)]
+        for index, episode in found:
+            episode.update(describe(buffer, index, int(episode["l"]), *context))
 
     def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
         """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""
