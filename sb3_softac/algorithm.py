@@ -97,15 +97,15 @@ class SoftAlgorithm(TemperedAlgorithm):
         self._runtime.engine.decided = False
         self._runtime.dumped = False
         self._runtime.between_rollouts.clear()
-        if self.overlap and self.env is not None:
-            check_overlap(self.env)
+        if self.env is not None:
+            check_vector(self.env, self.replay_buffer)
+            if self.overlap:
+                check_overlap(self.env)
         if self._runtime.resumption is None:
             self.__dict__.pop("_owed_steps", None)  # of a training that was interrupted
         last_obs = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         self._runtime.callback = result[1]
-        assert self.env is not None
-        check_vector(self.env, self.replay_buffer, self._last_obs)
         self._refuse_non_finite("observation", self._last_obs)
         if self._last_obs is not last_obs:
             self._begin_episodes()

@@ -5,7 +5,7 @@ from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
 from sb3_softac.collect.overlap import Overlapped, check_overlap
 from sb3_softac.collect.returns import no_returns, reward_divisor
-from sb3_softac.collect.step_infos import StepInfos, is_tensor
+from sb3_softac.collect.step_infos import StepInfos
 from sb3_softac.collect.validation import (
     StoredUpTo,
     check_compatible_buffer,
@@ -35,7 +35,6 @@ __all__ = [
     "check_wrappers",
     "close_trajectory",
     "find_non_finite",
-    "is_tensor",
     "make_actor",
     "no_returns",
     "reward_divisor",

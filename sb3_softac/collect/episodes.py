@@ -90,7 +90,9 @@ def describe(
     :param action_space: saturation has a meaning for ``Box`` only
     :param vec_normalize: normalises rewards, as it does for batches
     """
-    if not isinstance(buffer, ReplayBuffer | NewestRows) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES):
+    if not isinstance(buffer, ReplayBuffer | NewestRows) or not all(
+        isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES
+    ):
         return {}
     rows = newest_rows(buffer, index, length)
     if rows is None or len(rows) == 0:

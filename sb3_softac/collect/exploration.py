@@ -236,8 +236,9 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
             skipped = getattr(infos, "skipped", None)
             stepped: Any = slice(None) if skipped is None else ~skipped
             running = self._running_returns[stepped]
-            count_returns(self._return_moments, running, stored_reward[stepped], dones[stepped], self.gamma)
-            self._running_returns[stepped] = running
+            if len(running) > 0:
+                count_returns(self._return_moments, running, stored_reward[stepped], dones[stepped], self.gamma)
+                self._running_returns[stepped] = running
         if self._kept_steps is not None:
             self._kept_steps[np.asarray(dones, dtype=bool)] = 0  # a new episode has noise of its own
 

@@ -17,7 +17,9 @@ def each(values: Any, change: Callable[[Any], Any]) -> Any:
 
 def rows_at(values: Any, indices: Array) -> Any:
     """A copy of these rows of an array or tensor, or of each in a dict."""
-    return each(values, lambda part: part[th.from_numpy(indices).to(part.device)] if isinstance(part, th.Tensor) else part[indices])
+    return each(
+        values, lambda part: part[th.from_numpy(indices).to(part.device)] if isinstance(part, th.Tensor) else part[indices]
+    )
 
 
 def is_tensor(values: Any) -> bool:
@@ -38,7 +40,11 @@ class StepInfos(Sequence[Any]):
 
     def __init__(self, dones: Array, timeouts: Array, final: Any, skipped: Array | None, raw: dict[str, Any]) -> None:
         self.ended: Array = np.flatnonzero(dones)
-        self.timeouts, self.final, self.skipped = timeouts, final, np.zeros(len(dones), dtype=bool) if skipped is None else skipped
+        self.timeouts, self.final, self.skipped = (
+            timeouts,
+            final,
+            np.zeros(len(dones), dtype=bool) if skipped is None else skipped,
+        )
         self._raw = raw
         self._dicts: dict[int, dict[str, Any]] = {}
         self._episodes: tuple[Array, Array, float] | None = None

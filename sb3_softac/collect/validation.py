@@ -1,8 +1,7 @@
 """What may enter a replay buffer: finite data of one trajectory."""
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch as th
@@ -12,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac.collect.step_infos import is_tensor
+from sb3_softac.collect.vector import VectorEnvAdapter
 from sb3_softac.replay import TensorReplayBuffer
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # not a float: NumPy would round it to the type of what it is compared with
@@ -99,35 +98,33 @@ def check_wrappers(env: VecEnv) -> None:
         layer = layer.venv
 
 
-def check_vector(env: VecEnv, buffer: ReplayBuffer | None, observations: Any) -> None:
+def check_vector(env: VecEnv, buffer: ReplayBuffer | None) -> None:
     """What vectorised environments hand out must have a place in the replay buffer.
 
     :param env: environment as the model has it
     :param buffer: its replay buffer
-    :param observations: the newest
-    :raises ValueError: tensors, or steps that are no transitions, and a buffer that does not know them
+    :raises ValueError: tensors, or steps that are no transitions, and something that does not know them
     """
-    if buffer is None or isinstance(buffer, TensorReplayBuffer):
-        wrapper = next((layer for layer in _wrappers(env) if is_tensor(observations)), None)
-        if wrapper is not None:
-            raise ValueError(
-                f"`env` hands out tensors, but a {type(wrapper).__name__} around it takes arrays: it must be left out. "
-                "`normalize_observations=True` normalises tensors, and episodes are counted anyway."
-            )
+    inner: Any = env.unwrapped
+    if not isinstance(inner, VectorEnvAdapter):
         return
-    reason = "hands out tensors" if is_tensor(observations) else None
-    if getattr(env.unwrapped, "skips_steps", False):
-        reason = "spends a step on each reset, which is no transition"
-    if reason is not None:
-        raise ValueError(
-            f"`replay_buffer_class` is {type(buffer).__name__}, but it must be TensorReplayBuffer here: the environment {reason}."
-        )
+    has_place = isinstance(buffer, TensorReplayBuffer)
+    if inner.skips_steps and not has_place:
+        _refuse_buffer(buffer, "spends a step on each reset, which is no transition")
+    if (env is inner and has_place) or not inner.hands_out_tensors():
+        return
+    if not has_place:
+        _refuse_buffer(buffer, "hands out tensors")
+    raise ValueError(
+        f"`env` hands out tensors, but a {type(env).__name__} around it takes arrays: it must be left out. "
+        "`normalize_observations=True` normalises tensors, and episodes are counted anyway."
+    )
 
 
-def _wrappers(env: VecEnv) -> Iterator[VecEnv]:
-    while isinstance(env, VecEnvWrapper):
-        yield env
-        env = env.venv
+def _refuse_buffer(buffer: ReplayBuffer | None, reason: str) -> NoReturn:
+    raise ValueError(
+        f"`replay_buffer_class` is {type(buffer).__name__}, but it must be TensorReplayBuffer here: the environment {reason}."
+    )
 
 
 def _same_shapes(left: spaces.Space[Any], right: spaces.Space[Any]) -> bool:

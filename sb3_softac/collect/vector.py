@@ -58,6 +58,7 @@ class VectorEnvAdapter(VecEnv):
         self._start = time.time()
         self._actions: Any = None
         self._device: th.device | None = None
+        self._is_known = False
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     # --- reset and step -------------------------------------------------------------------------------------------------
@@ -69,9 +70,19 @@ class VectorEnvAdapter(VecEnv):
         self._reset_options()
         self.reset_infos = [_infos_of(info, i) for i in range(self.num_envs)] if info else [{} for _ in range(self.num_envs)]
         self._returns[:], self._lengths[:], self._resets_next[:] = 0.0, 0, False
+        self._look_at(obs)
+        return self._taken(obs)
+
+    def _look_at(self, obs: Any) -> None:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
         self._device = first.device if isinstance(first, th.Tensor) else None
-        return self._taken(obs)
+        self._is_known = True
+
+    def hands_out_tensors(self) -> bool:
+        """Whether observations are tensors; the environment is reset where that is not known yet."""
+        if not self._is_known:
+            self._look_at(self.env.reset()[0])
+        return self._device is not None
 
     def _taken(self, obs: Any) -> Any:
         """Observations that nobody writes over."""
@@ -132,10 +143,14 @@ class VectorEnvAdapter(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         if indices is not None:
-            raise ValueError(f"`indices` is {indices!r}, but it must be None: the environments have their attributes together.")
+            raise ValueError(
+                f"`indices` is {indices!r}, but it must be None: the environments have their attributes together."
+            )
         setattr(self.env, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
         if indices is not None:
             raise ValueError(f"`indices` is {indices!r}, but it must be None: the environments are called together.")
         answer = getattr(self.env, method_name)(*method_args, **method_kwargs)

@@ -35,9 +35,7 @@ def normalize_obs(observations: Any, env: VecNormalize) -> Any:
     statistics: Any = env.obs_rms
     if isinstance(observations, dict):
         keys = set(env.norm_obs_keys or ())
-        return {
-            key: _normalize(part, statistics[key], env) if key in keys else part for key, part in observations.items()
-        }
+        return {key: _normalize(part, statistics[key], env) if key in keys else part for key, part in observations.items()}
     return _normalize(observations, statistics, env)
 
 

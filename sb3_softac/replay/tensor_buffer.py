@@ -233,9 +233,7 @@ class TensorReplayBuffer(ReplayBuffer):
         )
         return taken if env is None else (normalize_obs(taken[0], env), normalize_obs(taken[1], env))
 
-    def _returns(
-        self, rows: th.Tensor, envs: th.Tensor, env: VecNormalize | None
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _returns(self, rows: th.Tensor, envs: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Where the n-step return of each transition ends, the return, and γ to the number of its steps.
 
         It ends where the episode does, or the newest row is reached.

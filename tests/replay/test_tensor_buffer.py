@@ -200,7 +200,9 @@ def test_pickles_and_copies_keep_everything() -> None:
         fill([ours], 27)
         for other in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
             assert (other.pos, other.full, other.device) == (ours.pos, ours.full, th.device("cpu"))
-            for left, right in zip(ours._get_samples(range(20), None, [0] * 20), other._get_samples(range(20), None, [0] * 20)):
+            for left, right in zip(
+                ours._get_samples(range(20), None, [0] * 20), other._get_samples(range(20), None, [0] * 20)
+            ):
                 th.testing.assert_close(left, right, rtol=0.0, atol=0.0)
             other.rewards.zero_()
             assert bool(ours.rewards.any())
