@@ -72,7 +72,7 @@ class VectorPendulum(VectorEnv[Any, Any, Any]):
     def _out(self, array: Any) -> Any:
         return array if self.device is None else th.as_tensor(array, device=self.device)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]  # one seed for all
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             super().reset(seed=seed)
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))

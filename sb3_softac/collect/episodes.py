@@ -21,7 +21,7 @@ FACTS = ("discounted_return", "saturation", "timeout_rate")
 NAMES = ("rewards", "dones", "timeouts", "actions")
 
 
-def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
+def newest_rows(buffer: Any, index: int, length: int) -> Array | None:
     """Rows of the episode that the newest row of a buffer ends, in order, (T,).
 
     :param buffer: replay buffer
@@ -35,7 +35,7 @@ def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
     earlier = np.flatnonzero(ended)
     if len(earlier) > 0:
         return rows[earlier[-1] + 1 :]
-    return None if n < length and buffer.full else rows
+    return None if n < length and bool(buffer.full) else rows
 
 
 class NewestRows:

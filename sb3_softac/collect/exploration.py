@@ -254,8 +254,8 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         SB3 keeps the same dict in ``ep_info_buffer``, whose means are logged.
         """
         context = self.gamma, self.action_space, self._vec_normalize_env
-        found = [(int(index), infos[index].get("episode")) for index in np.flatnonzero(dones)]
-        found = [(index, episode) for index, episode in found if episode is not None]
+        ended = ((int(index), infos[index].get("episode")) for index in np.flatnonzero(dones))
+        found = [(index, episode) for index, episode in ended if episode is not None]
         if found and isinstance(buffer, TensorReplayBuffer):
             found = found[-self._stats_window_size :]  # no more are kept
             buffer = NewestRows(buffer, np.array([index for index, _ in found]), max(int(each["l"]) for _, each in found))

@@ -32,8 +32,7 @@ class StepInfos(Sequence[Any]):
 
     :param dones: whether its episode has ended, of each environment
     :param timeouts: whether it was cut off
-    :param final: last observations of the episodes that have ended, stacked in their order; None where the new observations are
-        those
+    :param final: last observations of the episodes that have ended, stacked in their order; None where the new ones are those
     :param skipped: which environments were only reset; None if none was
     :param raw: infos by name, with masks below ``_name``, as Gymnasium has them
     """

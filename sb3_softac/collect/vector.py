@@ -1,12 +1,12 @@
 """Vectorised environments, which step all at once, as a ``VecEnv`` of SB3, without Python for each of them.
 
-SB3 asks of a vector of environments that one whose episode has ended is reset in the same step, and tells its last observation
-and whether it was cut off in a dict of its own. Vectors of Gymnasium (1.1 or newer) reset in the same step, in the next one, or
+SB3 asks of a vector of environments that one whose episode has ended is reset in the same step, and tells its last
+observation, and whether it was cut off, in a dict of its own. Vectors of Gymnasium (1.1 or newer) reset in the same step, in the next one, or
 never. Here all come to SB3's contract; what it has to say is kept in arrays, from which dicts are made only if asked for.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -203,10 +203,10 @@ def _final_observations(info: Any, ended: Array) -> Any:
         )
     if not isinstance(final, np.ndarray) or final.dtype != object:
         return rows_at(final, ended)
-    chosen: Sequence[Any] = final[ended]
+    chosen = list(final[ended])
     if isinstance(chosen[0], dict):
         return {key: np.stack([obs[key] for obs in chosen]) for key in chosen[0]}
-    return np.stack(list(chosen))
+    return np.stack(chosen)
 
 
 def _infos_of(info: dict[str, Any], index: int) -> dict[str, Any]:

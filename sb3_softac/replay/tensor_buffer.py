@@ -56,6 +56,9 @@ class TensorReplayBuffer(ReplayBuffer):
     :raises ValueError: a value out of range, or ``optimize_memory_usage``
     """
 
+    #: rows that are no transitions, (rows, environments)
+    skipped: th.Tensor
+
     def __init__(
         self,
         buffer_size: int,
@@ -197,9 +200,7 @@ class TensorReplayBuffer(ReplayBuffer):
         rows = th.div(index, self.n_envs, rounding_mode="floor")
         return self._get_samples(rows, env, index - rows * self.n_envs)
 
-    def _get_samples(  # type: ignore[override]  # indices are tensors, and those of environments may be given
-        self, batch_inds: Any, env: VecNormalize | None = None, env_indices: Any = None
-    ) -> ReplayBufferSamples:
+    def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None, env_indices: Any = None) -> ReplayBufferSamples:
         """The transitions of these rows.
 
         :param batch_inds: rows, (B,)

@@ -99,7 +99,7 @@ def vector(env: Any, in_processes: bool, n_envs: int = 2, **kwargs: Any) -> VecE
     return make_vec_env(env, n_envs, env_kwargs=kwargs or None, **classes)
 
 
-CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+CASES: dict[str, tuple[Callable[[bool], Any], dict[str, Any]]] = {
     "one step": (lambda processes: vector(RandomEnv, processes), {"train_freq": 1}),
     "three steps": (lambda processes: vector(RandomEnv, processes), {"train_freq": 3, "n_steps": 3}),
     "discrete": (lambda processes: vector(lambda: RandomDiscreteEnv(3), processes), {"train_freq": 2}),
@@ -159,9 +159,11 @@ def test_nothing_is_owed_after_a_stop() -> None:
 
 
 class SwitchOff(BaseCallback):
+    model: Any
+
     def _on_step(self) -> bool:
         if self.n_calls == 16:
-            self.model.overlap = False  # type: ignore[attr-defined]  # ours has it
+            self.model.overlap = False
         return True
 
 
@@ -175,11 +177,13 @@ def test_it_may_be_switched_off_on_the_way() -> None:
 class TrainsItself(BaseCallback):
     """Does gradient steps of its own, at once."""
 
+    model: Any
+
     def _on_step(self) -> bool:
         if self.n_calls == 14:
-            before = self.model._n_updates  # type: ignore[attr-defined]  # ours has it
-            self.model.train(3, 8)  # type: ignore[attr-defined]  # likewise
-            assert self.model._n_updates == before + 3  # type: ignore[attr-defined]  # likewise
+            before = self.model._n_updates
+            self.model.train(3, 8)
+            assert self.model._n_updates == before + 3
         return True
 
 
@@ -200,8 +204,9 @@ def test_a_diverged_training_leaves_environments_that_can_be_used() -> None:
                 parameter.fill_(float("nan"))
         with pytest.raises(TrainingDivergedError):
             model.learn(20)
-        obs, *_ = env.step(np.zeros((2, 2))) if env.reset() is not None else (None,)
-        assert obs is not None and obs.shape == (2, 4)
+        env.reset()
+        obs: Any = env.step(np.zeros((2, 2)))[0]
+        assert obs.shape == (2, 4)
     finally:
         env.close()
 

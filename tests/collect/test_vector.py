@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
 from vector_collection import VectorPendulum  # benchmarks/vector_collection.py
 
 MODES = list(AutoresetMode)
+ONE: Any = 1
 TENSORS: dict[str, Any] = {"replay_buffer_class": TensorReplayBuffer}
 
 
@@ -93,7 +94,8 @@ def assert_same(left: Any, right: Any) -> None:
 def test_vectors_in_processes_step_while_something_else_is_done() -> None:
     env = VectorEnvAdapter(AsyncVectorEnv(makers(RandomEnv, monitored=False), context="fork"))
     try:
-        assert not env.steps_in_this_process and not env.skips_steps
+        assert not env.steps_in_this_process
+        assert not env.skips_steps
         model = quick_model(env, overlap=True, seed=0, **TENSORS)
         model.learn(80)
         assert model._n_updates > 10
@@ -158,7 +160,8 @@ def test_transitions_obey_the_physics(mode: AutoresetMode, device: str | None, a
     np.testing.assert_allclose(rows["next_observations"], expected, atol=1e-4)
     ended, cut_off = rows["dones"] != 0, rows["timeouts"] != 0
     np.testing.assert_array_equal(ended & ~cut_off, np.abs(angle) < 0.3)
-    assert cut_off.sum() > 5 and not (cut_off & ~ended).any()
+    assert cut_off.sum() > 5
+    assert not (cut_off & ~ended).any()
 
 
 def test_all_hooks_of_the_collection_work_on_tensors() -> None:
@@ -170,7 +173,8 @@ def test_all_hooks_of_the_collection_work_on_tensors() -> None:
     model.learn(4 * 33)  # three times ten steps and a reset
     assert isinstance(model.replay_buffer, TensorReplayBuffer)
     seen = [model.replay_buffer.host_rows()["observations"][:33].reshape(-1, 3), np.asarray(model._last_obs)]
-    moments = model.policy.normalizer.moments[0]  # type: ignore[union-attr]  # it has one
+    normalizer: Any = model.policy.normalizer
+    moments = normalizer.moments[0]
     assert float(moments.count) == 34 * 4
     np.testing.assert_allclose(moments.mean.numpy(), np.concatenate(seen).mean(axis=0), rtol=1e-6)
     assert model._return_moments is not None
@@ -281,7 +285,7 @@ def test_a_seed_makes_it_repeatable() -> None:
             "`autoreset_mode` is 'never', but it must be one of 'NextStep'",
         ),
         (lambda: VectorEnvAdapter(VectorPendulum(2), "NextStep"), "`autoreset_mode` is 'NextStep', but it must be 'SameStep'"),
-        (lambda: VectorEnvAdapter(VectorPendulum(2), copy=1), "`copy` is 1, but it must be True or False"),
+        (lambda: VectorEnvAdapter(VectorPendulum(2), copy=ONE), "`copy` is 1, but it must be True or False"),
     ],
 )
 def test_refusals(make: Any, message: str) -> None:

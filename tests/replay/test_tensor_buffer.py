@@ -65,6 +65,9 @@ def assert_equal_batches(theirs: ReplayBuffer, ours: TensorReplayBuffer, env: An
     np.random.seed(3)  # noqa: NPY002
     envs = np.random.randint(0, N_ENVS, size=len(rows))  # noqa: NPY002
     batch = ours._get_samples(rows, env, envs)
+    name: str
+    wanted: Any
+    found: Any
     for name, wanted, found in zip(batch._fields, expected, batch, strict=False):
         parts = [(wanted[key], found[key]) for key in wanted] if isinstance(wanted, dict) else [(wanted, found)]
         for left, right in parts:
@@ -128,7 +131,7 @@ def test_normalisation_is_that_of_vec_normalize(obs: str, n_steps: int) -> None:
     env.reset()
     for _ in range(50):
         env.step(np.zeros((N_ENVS, 2)))
-    kwargs = {"n_steps": n_steps, "gamma": 0.9} if n_steps > 1 else {}
+    kwargs: dict[str, Any] = {"n_steps": n_steps, "gamma": 0.9} if n_steps > 1 else {}
     theirs, ours = pair(NStepReplayBuffer if n_steps > 1 else ReplayBuffer, obs, **kwargs)
     fill([theirs, ours], 25)
     assert_equal_batches(theirs, ours, env, exact=False)
@@ -143,7 +146,7 @@ def test_dict_observations_are_normalised_by_key() -> None:
     class Env(RandomEnv):
         def __init__(self) -> None:
             super().__init__()
-            self.observation_space = space  # type: ignore[assignment]  # a Dict
+            self.observation_space = space
 
         def _observe(self) -> Any:
             return {key: part.sample() for key, part in space.spaces.items()}
@@ -159,7 +162,8 @@ def test_tensors_and_arrays_are_stored_alike() -> None:
     obs, action, reward, done = np.eye(3, 4), np.ones((3, 2)), np.arange(3.0), np.array([True, False, True])
     infos: list[dict[str, Any]] = [{}, {}, {"TimeLimit.truncated": True}]
     ours.add(obs[:, ::-1], obs, action, reward, done, infos)
-    same.add(*(th.from_numpy(part.copy()) for part in (obs[:, ::-1], obs, action, reward, done)), infos)
+    tensors: Any = [th.from_numpy(part.copy()) for part in (obs[:, ::-1], obs, action, reward, done)]
+    same.add(*tensors, infos)
     for name, rows in ours.host_rows().items():
         np.testing.assert_array_equal(rows, same.host_rows()[name], err_msg=name)
     np.testing.assert_array_equal(ours.host_rows()["timeouts"][0], [0, 0, 1])
@@ -174,7 +178,8 @@ def test_sampling_is_uniform_over_all_transitions() -> None:
     th.manual_seed(0)
     drawn = ours.sample(60_000).rewards.flatten().long().bincount(minlength=60)
     assert len(drawn) == 60
-    assert 800 < int(drawn.min()) and int(drawn.max()) < 1200  # 1,000 each, with a deviation of 31
+    assert int(drawn.min()) > 800
+    assert int(drawn.max()) < 1200  # 1,000 each, with a deviation of 31
 
 
 def test_what_was_only_reset_is_never_drawn() -> None:
@@ -217,7 +222,8 @@ def test_models_save_and_load_it(tmp_path: Path) -> None:
         other = make_model(replay_buffer_class=TensorReplayBuffer)
         other.load_replay_buffer(tmp_path / "buffer", trusted=trusted)
         ours, theirs = model.replay_buffer, other.replay_buffer
-        assert isinstance(ours, TensorReplayBuffer) and isinstance(theirs, TensorReplayBuffer)
+        assert isinstance(ours, TensorReplayBuffer)
+        assert isinstance(theirs, TensorReplayBuffer)
         assert ours.pos == theirs.pos == 60
         for name, rows in ours.host_rows().items():
             np.testing.assert_array_equal(rows, theirs.host_rows()[name], err_msg=name)
@@ -244,7 +250,8 @@ def test_training_is_that_of_sb3s_buffer_for_the_same_batches(monkeypatch: pytes
     assert_same_parameters(*models)
     facts = [{key: episode[key] for key in episode if key != "t"} for episode in models[0].ep_info_buffer or ()]
     assert facts == [{key: episode[key] for key in episode if key != "t"} for episode in models[1].ep_info_buffer or ()]
-    assert facts and "discounted_return" in facts[0]
+    assert facts
+    assert "discounted_return" in facts[0]
 
 
 @pytest.mark.parametrize(
@@ -263,5 +270,5 @@ def test_refusals(kwargs: dict[str, Any], message: str) -> None:
 
 def test_another_discount_than_the_models_is_refused() -> None:
     make_model(replay_buffer_class=TensorReplayBuffer, gamma=0.9)  # one step: it has none
-    with pytest.raises(ValueError, match="replay buffer discounts with 0.99"):
+    with pytest.raises(ValueError, match=r"replay buffer discounts with 0\.99"):
         make_model(replay_buffer_class=TensorReplayBuffer, replay_buffer_kwargs={"n_steps": 3}, gamma=0.9)
