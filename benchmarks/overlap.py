@@ -102,7 +102,8 @@ def compare_returns(arguments: Any, options: dict[str, Any]) -> None:
             model = make_model("Pendulum-v1", overlap, options | {"learning_rate": 1e-3}, seed)
             model.learn(arguments.steps, log_interval=None)
             model.get_env().close()  # type: ignore[union-attr]  # it has one
-            returns.append(float(evaluate_policy(model, make_vec_env("Pendulum-v1", 1, seed=1000), 20)[0]))
+            mean: Any = evaluate_policy(model, make_vec_env("Pendulum-v1", 1, seed=1000), 20)[0]
+            returns.append(float(mean))
         print(json.dumps({"overlap": overlap, "steps": arguments.steps, "returns": [round(value, 1) for value in returns]}))
 
 

@@ -30,7 +30,7 @@ def newest_rows(buffer: Any, index: int, length: int) -> Array | None:
     :return: the rows, or None where its beginning has been overwritten
     """
     n = min(length, buffer.size())
-    rows = np.arange(buffer.pos - n, buffer.pos) % buffer.buffer_size
+    rows: Array = np.arange(buffer.pos - n, buffer.pos) % buffer.buffer_size
     ended = np.logical_or(buffer.dones[rows[:-1], index], buffer.timeouts[rows[:-1], index])
     earlier = np.flatnonzero(ended)
     if len(earlier) > 0:

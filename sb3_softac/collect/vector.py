@@ -1,8 +1,9 @@
 """Vectorised environments, which step all at once, as a ``VecEnv`` of SB3, without Python for each of them.
 
 SB3 asks of a vector of environments that one whose episode has ended is reset in the same step, and tells its last
-observation, and whether it was cut off, in a dict of its own. Vectors of Gymnasium (1.1 or newer) reset in the same step, in the next one, or
-never. Here all come to SB3's contract; what it has to say is kept in arrays, from which dicts are made only if asked for.
+observation, and whether it was cut off, in a dict of its own. Vectors of Gymnasium (1.1 or newer) reset in the same step, in
+the next one, or never. Here all come to SB3's contract; what it has to say is kept in arrays, from which dicts are made only
+if asked for.
 """
 
 import time

@@ -122,7 +122,7 @@ def test_normalisation_is_that_of_vec_normalize(obs: str, n_steps: int) -> None:
     class Env(RandomEnv):
         def __init__(self) -> None:
             super().__init__()
-            self.observation_space = OBSERVATIONS[obs]  # type: ignore[assignment]  # one of the two boxes
+            self.observation_space: Any = OBSERVATIONS[obs]
 
         def _observe(self) -> Any:
             return self.np_random.uniform(-1.0, 1.0, self.observation_space.shape).astype(self.observation_space.dtype)
@@ -146,7 +146,7 @@ def test_dict_observations_are_normalised_by_key() -> None:
     class Env(RandomEnv):
         def __init__(self) -> None:
             super().__init__()
-            self.observation_space = space
+            self.observation_space: Any = space
 
         def _observe(self) -> Any:
             return {key: part.sample() for key, part in space.spaces.items()}
@@ -161,9 +161,9 @@ def test_tensors_and_arrays_are_stored_alike() -> None:
     ours, same = (TensorReplayBuffer(60, BOX, ACTIONS["box"], "cpu", N_ENVS) for _ in range(2))
     obs, action, reward, done = np.eye(3, 4), np.ones((3, 2)), np.arange(3.0), np.array([True, False, True])
     infos: list[dict[str, Any]] = [{}, {}, {"TimeLimit.truncated": True}]
-    ours.add(obs[:, ::-1], obs, action, reward, done, infos)
-    tensors: Any = [th.from_numpy(part.copy()) for part in (obs[:, ::-1], obs, action, reward, done)]
-    same.add(*tensors, infos)
+    arrays = (obs[:, ::-1], obs, action, reward, done)
+    ours.add(*arrays, infos)
+    same.add(*[th.from_numpy(part.copy()) for part in arrays], infos)
     for name, rows in ours.host_rows().items():
         np.testing.assert_array_equal(rows, same.host_rows()[name], err_msg=name)
     np.testing.assert_array_equal(ours.host_rows()["timeouts"][0], [0, 0, 1])
@@ -205,9 +205,8 @@ def test_pickles_and_copies_keep_everything() -> None:
         fill([ours], 27)
         for other in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
             assert (other.pos, other.full, other.device) == (ours.pos, ours.full, th.device("cpu"))
-            for left, right in zip(
-                ours._get_samples(range(20), None, [0] * 20), other._get_samples(range(20), None, [0] * 20)
-            ):
+            batches = [each._get_samples(range(20), None, [0] * 20) for each in (ours, other)]
+            for left, right in zip(*batches, strict=True):
                 th.testing.assert_close(left, right, rtol=0.0, atol=0.0)
             other.rewards.zero_()
             assert bool(ours.rewards.any())
