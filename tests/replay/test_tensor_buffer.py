@@ -163,7 +163,8 @@ def test_tensors_and_arrays_are_stored_alike() -> None:
     infos: list[dict[str, Any]] = [{}, {}, {"TimeLimit.truncated": True}]
     arrays = (obs[:, ::-1], obs, action, reward, done)
     ours.add(*arrays, infos)
-    same.add(*[th.from_numpy(part.copy()) for part in arrays], infos)
+    tensors: Any = (*[th.from_numpy(part.copy()) for part in arrays], infos)
+    same.add(*tensors)
     for name, rows in ours.host_rows().items():
         np.testing.assert_array_equal(rows, same.host_rows()[name], err_msg=name)
     np.testing.assert_array_equal(ours.host_rows()["timeouts"][0], [0, 0, 1])
