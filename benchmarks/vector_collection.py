@@ -3,8 +3,8 @@
     python benchmarks/vector_collection.py --steps 60 --repeats 3
 
 Both ways train ``SoftAC`` with the same number of gradient steps for each transition, on the same environments, whose steps
-are a few array operations. In SB3's way they are a ``VecEnv`` with a dict of infos for each environment. Runs alternate;
-the median of each is printed, as one JSON line for each task.
+are a few array operations. In SB3's way (``dicts``) they are a ``VecEnv`` with a dict of infos for each environment;
+``dummy`` is SB3's ``DummyVecEnv`` of as many single ones. Runs alternate; the median of each is printed, as one JSON line for each task.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -21,10 +22,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_softac import SoftAC, TensorReplayBuffer, VectorEnvAdapter
+
+#: SB3's loop and buffer, on two vectors of environments, and ours
+WAYS = ("dummy", "dicts", "tensors")
 
 
 class VectorPendulum(VectorEnv[Any, Any, Any]):
@@ -146,20 +151,26 @@ def make_vector(task: str, n_envs: int, device: str | None) -> Any:
     return gym.make_vec("CartPole-v1", n_envs, vectorization_mode="vector_entry_point")
 
 
-def make_model(task: str, way: str, n_envs: int, device: str) -> SoftAC:
-    """A model on one of the tasks, in SB3's way or in ours."""
+def make_model(task: str, way: str, n_envs: int, device: str, gradient_steps: int = 1) -> SoftAC:
+    """A model on one of the tasks, in one of the ways."""
     tensors = device if way == "tensors" and task == "pendulum" and device != "cpu" else None
     adapter = VectorEnvAdapter(make_vector(task, n_envs, tensors))
     adapter.skips_steps = adapter.skips_steps and way == "tensors"  # SB3's buffer stores them, at the same speed
+    single = "Pendulum-v1" if task == "pendulum" else "CartPole-v1"
+    envs: dict[str, Callable[[], VecEnv]] = {
+        "tensors": lambda: adapter,
+        "dicts": lambda: WithDicts(adapter),
+        "dummy": lambda: make_vec_env(single, n_envs),
+    }
     return SoftAC(
         "MlpPolicy",
-        adapter if way == "tensors" else WithDicts(adapter),
+        envs[way](),
         replay_buffer_class=TensorReplayBuffer if way == "tensors" else ReplayBuffer,
         buffer_size=200 * n_envs,
         learning_starts=n_envs,
         batch_size=256,
         train_freq=1,
-        gradient_steps=1,
+        gradient_steps=gradient_steps,
         policy_kwargs={"net_arch": [64, 64]},
         compile=False,
         seed=0,
@@ -183,13 +194,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of all environments, in each run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gradient-steps", type=int, default=1, help="for each step of all environments")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     th.set_num_threads(arguments.threads)
     for task in ("cartpole", "pendulum"):
-        models = {way: make_model(task, way, arguments.envs, arguments.device) for way in ("sb3", "tensors")}
+        models = {way: make_model(task, way, arguments.envs, arguments.device, arguments.gradient_steps) for way in WAYS}
         for model in models.values():
-            measure(model, 20)
+            measure(model, 5)
         runs: dict[str, list[float]] = {way: [] for way in models}
         for _ in range(arguments.repeats):
             for way, model in models.items():
@@ -197,8 +209,9 @@ def main() -> None:
         medians = {way: statistics.median(values) for way, values in runs.items()}
         result = {"task": task, "envs": arguments.envs, "device": arguments.device, "threads": arguments.threads}
         result |= {f"{way}_per_s": round(value) for way, value in medians.items()}
-        ratio = round(medians["tensors"] / medians["sb3"], 2)
-        print(json.dumps(result | {"ratio": ratio, "torch": th.__version__, "machine": platform.machine()}), flush=True)
+        result["gradient_steps"] = arguments.gradient_steps
+        ratios = {f"to_{way}": round(medians["tensors"] / medians[way], 2) for way in ("dicts", "dummy")}
+        print(json.dumps(result | ratios | {"torch": th.__version__, "machine": platform.machine()}), flush=True)
 
 
 if __name__ == "__main__":
