@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
-from sb3_softac.collect import FACTS, check_statistics
+from sb3_softac.collect import FACTS, check_overlap, check_statistics, check_vector
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
@@ -97,6 +97,12 @@ class SoftAlgorithm(TemperedAlgorithm):
         self._runtime.engine.decided = False
         self._runtime.dumped = False
         self._runtime.between_rollouts.clear()
+        if self.env is not None:
+            check_vector(self.env, self.replay_buffer)
+            if self.overlap:
+                check_overlap(self.env)
+        if self._runtime.resumption is None:
+            self.__dict__.pop("_owed_steps", None)  # of a training that was interrupted
         last_obs = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         self._runtime.callback = result[1]
@@ -135,6 +141,8 @@ class SoftAlgorithm(TemperedAlgorithm):
         :param batch_size: transitions per gradient step
         :raises TrainingDivergedError: a loss or another metric is no longer finite
         """
+        if self._puts_off(gradient_steps):
+            return
         self.policy.set_training_mode(True)
         self._follow_options()
         update, engine = self._current_update(), self._runtime.engine
@@ -208,6 +216,10 @@ class SoftAlgorithm(TemperedAlgorithm):
     def _batches(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
         buffer, runtime = self.replay_buffer, self._runtime
         assert buffer is not None
+        if runtime.drawn is not None:
+            drawn, runtime.drawn = runtime.drawn, None
+            yield from drawn
+            return
         if not BlockSampler.can_sample(buffer, self._vec_normalize_env):
             yield from (self._sample_batch(batch_size) for _ in range(n_batches))
             return

@@ -7,9 +7,9 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_softac.collect import CapturedActor, DirectActor, StoredUpTo
+from sb3_softac.collect import CapturedActor, DirectActor, Overlapped, StoredUpTo
 from sb3_softac.engine import AsyncMetrics, Engine
-from sb3_softac.replay import BlockSampler
+from sb3_softac.replay import Batch, BlockSampler
 from sb3_softac.update import Update
 
 
@@ -57,6 +57,14 @@ class Runtime:
     actor: DirectActor | CapturedActor | None = None
     #: the ``noise_repeat`` for which it was made
     noise_repeat: int | None = None
+    #: whether a rollout has ended, and SB3 trains next
+    between: bool = False
+    #: with ``overlap``: the environments, steps of the present rollout, gradient steps that were owed where it began, and
+    #: batches that were drawn ahead of a step
+    overlapped: Overlapped | None = None
+    n_collected: int = 0
+    n_owed: int = 0
+    drawn: list[Batch] | None = None
     #: where the replay buffer ends
     stored: StoredUpTo = field(default_factory=lambda: StoredUpTo(None, None))
     #: whether logs were written since ``learn`` was called

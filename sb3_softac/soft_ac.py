@@ -119,6 +119,8 @@ class SoftAC(SoftAlgorithm):
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
     :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
         AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
+    :param overlap: do the gradient steps of a rollout while the environments take the steps of the next one, in other
+        processes (``SubprocVecEnv``); the policy that acts lags by one rollout
     :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps that were done in this
         process and are to come are so many that it pays off. On CUDA devices anything but False also captures it in a CUDA
         graph. Results differ in rounding
@@ -196,6 +198,7 @@ class SoftAC(SoftAlgorithm):
         max_grad_norm: float | None = None,
         precision: Precision = "float32",
         compile: Compile = "auto",
+        overlap: bool = False,
     ) -> None:
         require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
@@ -225,6 +228,7 @@ class SoftAC(SoftAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.precision: Precision = precision
         self.compile: Compile = compile
+        self.overlap = overlap
         super().__init__(
             policy,
             env,

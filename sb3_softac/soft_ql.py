@@ -99,6 +99,8 @@ class SoftQL(SoftAlgorithm):
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
     :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
         AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
+    :param overlap: do the gradient steps of a rollout while the environments take the steps of the next one, in other
+        processes (``SubprocVecEnv``); the policy that acts lags by one rollout
     :param compile: compile the gradient step, as in ``SoftAC``
     :raises ValueError: a value out of range, or options that contradict each other
     """
@@ -160,6 +162,7 @@ class SoftQL(SoftAlgorithm):
         max_grad_norm: float | None = None,
         precision: Precision = "float32",
         compile: Compile = "auto",
+        overlap: bool = False,
     ) -> None:
         require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
@@ -183,6 +186,7 @@ class SoftQL(SoftAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.precision: Precision = precision
         self.compile: Compile = compile
+        self.overlap = overlap
         super().__init__(
             policy,
             env,

@@ -168,6 +168,9 @@ def check_common_options(
         if normal["batch_size"] == 1 and any(use in (*BATCH_NORMS, *BATCH_NORM_ENCODERS) for use in used):
             refuse("batch_size", 1, f"at least 2 with `{name}`={chosen!r}, which needs the variance of a batch")
     check_flag("optimize_memory_usage", arguments["optimize_memory_usage"])
+    check_flag("overlap", arguments["overlap"])
+    if arguments["overlap"] and normal["train_freq"][1] == "episode":
+        refuse("overlap", True, "False with `train_freq` in episodes: how many steps the next rollout has is not known")
     check_choice("target_q", arguments["target_q"], ("min", "mean", "first"))
     if not weights_follow:
         _refuse_an_unused_learning_rate(arguments)

@@ -3,26 +3,35 @@
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
+from sb3_softac.collect.overlap import Overlapped, check_overlap
 from sb3_softac.collect.returns import no_returns, reward_divisor
+from sb3_softac.collect.step_infos import StepInfos
 from sb3_softac.collect.validation import (
     StoredUpTo,
     check_compatible_buffer,
     check_normalizers,
     check_statistics,
+    check_vector,
     check_wrappers,
     close_trajectory,
     find_non_finite,
 )
+from sb3_softac.collect.vector import VectorEnvAdapter
 
 __all__ = [
     "FACTS",
     "CapturedActor",
     "CollectingAlgorithm",
     "DirectActor",
+    "Overlapped",
+    "StepInfos",
     "StoredUpTo",
+    "VectorEnvAdapter",
     "check_compatible_buffer",
     "check_normalizers",
+    "check_overlap",
     "check_statistics",
+    "check_vector",
     "check_wrappers",
     "close_trajectory",
     "find_non_finite",

@@ -145,16 +145,29 @@ class CapturedActor:
 
     def __call__(self, observations: Array, noise: Array | None = None) -> Array:
         """As in ``DirectActor``."""
-        if not self.addresses.hold():  # the weights have been given other memory
-            self.addresses = graphs.MemoryAddresses(self._tensors())
-            self.graph = graphs.CudaGraph(self._act, self.policy.device)
+        self._follow_weights()
         # The last call ended with a copy to the host: nothing reads the staging any more.
         self.staging.copy_(th.from_numpy(np.array(observations, order="C")))  # a copy, as in `DirectActor`
         self.observations.copy_(self.staging, non_blocking=True)
+        actions: Array = self._replay(noise).to("cpu", copy=True).numpy()
+        refuse_nan(actions if actions.dtype.kind == "f" else np.where(actions < 0, np.nan, 0.0))
+        return actions
+
+    def on_device(self, observations: th.Tensor, noise: Array | None = None) -> th.Tensor:
+        """The same for tensors on the device; whether actions are NaN is left to the caller."""
+        self._follow_weights()
+        self.observations.copy_(observations)
+        return self._replay(noise).clone()
+
+    def _follow_weights(self) -> None:
+        if not self.addresses.hold():  # the weights have been given other memory
+            self.addresses = graphs.MemoryAddresses(self._tensors())
+            self.graph = graphs.CudaGraph(self._act, self.policy.device)
+
+    def _replay(self, noise: Array | None) -> th.Tensor:
         if self.noise is not None and noise is not None:
             self.noise.copy_(th.from_numpy(noise))
-        actions: Array = self.graph.replay().to("cpu", copy=True).numpy()
-        refuse_nan(actions if actions.dtype.kind == "f" else np.where(actions < 0, np.nan, 0.0))
+        actions: th.Tensor = self.graph.replay()
         return actions
 
 

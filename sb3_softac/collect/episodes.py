@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_softac.replay import TensorReplayBuffer
 
 Array = npt.NDArray[Any]
 
@@ -14,9 +17,11 @@ Array = npt.NDArray[Any]
 SATURATED = 0.99
 #: what :func:`describe` may tell, by the names of the logger, all below ``rollout/``
 FACTS = ("discounted_return", "saturation", "timeout_rate")
+#: what they are read from
+NAMES = ("rewards", "dones", "timeouts", "actions")
 
 
-def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
+def newest_rows(buffer: Any, index: int, length: int) -> Array | None:
     """Rows of the episode that the newest row of a buffer ends, in order, (T,).
 
     :param buffer: replay buffer
@@ -25,12 +30,34 @@ def newest_rows(buffer: ReplayBuffer, index: int, length: int) -> Array | None:
     :return: the rows, or None where its beginning has been overwritten
     """
     n = min(length, buffer.size())
-    rows = np.arange(buffer.pos - n, buffer.pos) % buffer.buffer_size
+    rows: Array = np.arange(buffer.pos - n, buffer.pos) % buffer.buffer_size
     ended = np.logical_or(buffer.dones[rows[:-1], index], buffer.timeouts[rows[:-1], index])
     earlier = np.flatnonzero(ended)
     if len(earlier) > 0:
         return rows[earlier[-1] + 1 :]
-    return None if n < length and buffer.full else rows
+    return None if n < length and bool(buffer.full) else rows
+
+
+class NewestRows:
+    """The newest rows of some environments, copied out of a buffer of tensors at once.
+
+    :param buffer: the buffer
+    :param indices: of the environments, (m,)
+    :param length: how many rows
+    """
+
+    def __init__(self, buffer: TensorReplayBuffer, indices: Array, length: int) -> None:
+        self.n_rows = min(length, buffer.size())
+        rows = th.arange(buffer.pos - self.n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
+        envs = th.from_numpy(indices).to(buffer.device)
+        self.rewards, self.dones, self.timeouts, self.actions = (
+            vars(buffer)[name][rows.unsqueeze(1), envs].cpu().numpy() for name in NAMES
+        )
+        self.buffer_size, self.pos, self.full = max(self.n_rows, 1), 0, buffer.full
+
+    def size(self) -> int:
+        """How many there are."""
+        return self.n_rows
 
 
 def discounted_return(rewards: Array, gamma: float, goes_on: bool) -> float:
@@ -56,15 +83,16 @@ def describe(
 
     They are read from what is stored, so they need no state of their own and no random numbers.
 
-    :param buffer: replay buffer; one that does not keep its rows as SB3's does tells nothing
+    :param buffer: replay buffer, or its newest rows; one that does not keep its rows as SB3's does tells nothing
     :param index: of the environment
     :param length: steps of the episode, as its ``Monitor`` counts them
     :param gamma: discount
     :param action_space: saturation has a meaning for ``Box`` only
     :param vec_normalize: normalises rewards, as it does for batches
     """
-    names = ("rewards", "dones", "timeouts", "actions")
-    if not isinstance(buffer, ReplayBuffer) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in names):
+    if not isinstance(buffer, ReplayBuffer | NewestRows) or not all(
+        isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES
+    ):
         return {}
     rows = newest_rows(buffer, index, length)
     if rows is None or len(rows) == 0:

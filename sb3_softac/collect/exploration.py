@@ -16,11 +16,15 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
+from sb3_softac.collect import on_device
 from sb3_softac.collect.acting import make_actor
-from sb3_softac.collect.episodes import describe
+from sb3_softac.collect.episodes import NewestRows, describe
 from sb3_softac.collect.noise import advance, sampling_with
+from sb3_softac.collect.overlap import Overlapped, asks_no_environment, share
 from sb3_softac.collect.returns import count_returns
+from sb3_softac.collect.step_infos import StepInfos, is_tensor
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
+from sb3_softac.replay import TensorReplayBuffer
 
 
 class CollectingAlgorithm(OffPolicyAlgorithm):
@@ -33,6 +37,9 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     _return_moments: np.ndarray[Any, Any] | None = None
     _running_returns: np.ndarray[Any, Any] | None = None
     noise_repeat: int | None = None
+    overlap: bool = False
+    #: gradient steps of the last rollout that run while the next one is collected
+    _owed_steps: int = 0
     #: exploration noise that is kept, (n_envs, A), and for how many more steps, (n_envs,); None where there is none
     _kept_noise: np.ndarray[Any, Any] | None = None
     _kept_steps: np.ndarray[Any, Any] | None = None
@@ -56,9 +63,13 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if actor is not None and ("predict" in vars(self) or not actor.holds(self.policy)):
             self._choose_actor()
             actor = self._runtime.actor
-        if self.num_timesteps < random_steps:
+        is_random = self.num_timesteps < random_steps
+        if is_random and not is_tensor(self._last_obs):
             return super()._sample_action(random_steps, action_noise, n_envs)
-        noise = None if self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
+        noise = None if is_random or self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
+        if is_tensor(self._last_obs):
+            is_random = is_random and not (self.use_sde and self.use_sde_at_warmup)
+            return on_device.sample(self, actor, is_random, action_noise, n_envs, noise)  # type: ignore[return-value]  # tensors
         if actor is None:
             policy: Any = self.policy
             kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(self.device))
@@ -100,9 +111,10 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         try:
             self._before_rollout()
             try:
-                rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+                rollout = super().collect_rollouts(self._stepping(env), callback, *args, **kwargs)
                 if not rollout.continue_training:
                     self._store_last_step(callback.locals)
+                    self._pay(self._owed_steps)  # there is no next step
             except BaseException:
                 self._interrupt_episode()
                 raise
@@ -116,7 +128,60 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
                     "environments: `set_env`, or `resume` from a checkpoint."
                 ) from error
             raise
+        self._runtime.between = True
         return rollout
+
+    # --- gradient steps while environments step -------------------------------------------------------------------------
+
+    def _stepping(self, env: VecEnv) -> VecEnv:
+        """The environments of a rollout: with ``overlap`` ones that do gradient steps on the way."""
+        runtime = self._runtime
+        runtime.between = False
+        if not self.overlap:
+            self._pay(self._owed_steps)  # it was switched off meanwhile
+            return env
+        runtime.n_collected, runtime.n_owed, runtime.drawn = 0, self._owed_steps, None
+        wrapped = runtime.overlapped
+        if wrapped is None or wrapped.venv is not env:
+            wrapped = runtime.overlapped = Overlapped(env, self._draw_ahead, self._pay_share)
+        return wrapped  # type: ignore[no-any-return]  # the runtime's type is not known here
+
+    def _share(self) -> int:
+        train_freq: Any = self.train_freq
+        return share(self._runtime.n_owed, self._runtime.n_collected, train_freq.frequency)
+
+    def _draw_ahead(self) -> None:
+        """Sample a buffer that asks the environments while they can answer."""
+        n_steps = self._share()
+        if n_steps > 0 and not asks_no_environment(self.replay_buffer):
+            self._follow_options()
+            self._runtime.drawn = list(self._batches(n_steps, self.batch_size))
+
+    def _pay_share(self) -> None:
+        n_steps = self._share()
+        self._runtime.n_collected += 1
+        self._pay(n_steps)
+
+    def _pay(self, n_steps: int) -> None:
+        """Do gradient steps of the last rollout, and go on acting."""
+        if n_steps > 0:
+            self._owed_steps -= n_steps
+            self.train(n_steps, self.batch_size)
+            self.policy.set_training_mode(False)
+            self.logger.record("train/lag", 1)
+
+    def _puts_off(self, gradient_steps: int) -> bool:
+        """Whether these gradient steps, which SB3 asks for behind a rollout, run while the next one is collected."""
+        runtime = self._runtime
+        behind_rollout, runtime.between = runtime.between, False
+        if not (self.overlap and behind_rollout and self.num_timesteps < self._total_timesteps):
+            return False
+        self._owed_steps = gradient_steps
+        return True
+
+    @abstractmethod
+    def _batches(self, n_batches: int, batch_size: int) -> Any:
+        """Batches from the replay buffer."""
 
     @abstractmethod
     def _follow_options(self) -> None:
@@ -153,17 +218,35 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
             stored_reward = self._vec_normalize_env.get_original_reward()
         self._refuse_non_finite("reward", stored_reward)
         self._refuse_non_finite("observation", stored_obs)
-        for info, done in zip(infos, dones, strict=True):
-            if done and info.get("terminal_observation") is not None:
-                self._refuse_non_finite("terminal observation", info["terminal_observation"])
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        at_once = isinstance(infos, StepInfos) and self._vec_normalize_env is None
+        for last in [infos.final] if at_once else terminal_observations(infos, dones):  # type: ignore[attr-defined]  # they are
+            if last is not None:
+                self._refuse_non_finite("terminal observation", last)
+        if at_once:
+            next_obs = infos.next_observations(new_obs)  # type: ignore[attr-defined]  # likewise
+            self._last_original_obs = self._last_obs
+            replay_buffer.add(self._last_obs, next_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # as SB3
+            self._last_obs = new_obs
+        else:
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._runtime.stored = StoredUpTo(replay_buffer, self._last_obs)
         self._count_observations(stored_obs, dones, infos)
         self._describe_episodes(replay_buffer, infos, dones)
         if self._return_moments is not None and self._running_returns is not None:
-            count_returns(self._return_moments, self._running_returns, stored_reward, dones, self.gamma)
+            skipped = getattr(infos, "skipped", None)
+            stepped: Any = slice(None) if skipped is None else ~skipped
+            running = self._running_returns[stepped]
+            if len(running) > 0:
+                count_returns(self._return_moments, running, stored_reward[stepped], dones[stepped], self.gamma)
+                self._running_returns[stepped] = running
         if self._kept_steps is not None:
             self._kept_steps[np.asarray(dones, dtype=bool)] = 0  # a new episode has noise of its own
+
+    def _update_info_buffer(self, infos: Any, dones: Any = None) -> None:
+        """As in SB3, which looks at each environment; those whose episodes go on have nothing to tell here."""
+        if isinstance(infos, StepInfos):
+            infos, dones = infos.of_ended(), np.ones(len(infos.ended), dtype=bool)
+        super()._update_info_buffer(infos, dones)
 
     def _describe_episodes(self, buffer: Any, infos: list[dict[str, Any]], dones: np.ndarray[Any, Any]) -> None:
         """Add what the replay buffer knows of the episodes that have ended to what their Monitor says of them.
@@ -171,10 +254,14 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         SB3 keeps the same dict in ``ep_info_buffer``, whose means are logged.
         """
         context = self.gamma, self.action_space, self._vec_normalize_env
-        for index in np.flatnonzero(dones):
-            episode = infos[index].get("episode")
-            if episode is not None:
-                episode.update(describe(buffer, int(index), int(episode["l"]), *context))
+        ended = ((int(index), infos[index].get("episode")) for index in np.flatnonzero(dones))
+        found = [(index, episode) for index, episode in ended if episode is not None]
+        if found and isinstance(buffer, TensorReplayBuffer):
+            found = found[-self._stats_window_size :]  # no more are kept
+            buffer = NewestRows(buffer, np.array([index for index, _ in found]), max(int(each["l"]) for _, each in found))
+            found = [(place, episode) for place, (_, episode) in enumerate(found)]
+        for index, episode in found:
+            episode.update(describe(buffer, index, int(episode["l"]), *context))
 
     def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
         """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""
@@ -182,8 +269,11 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if normalizer is None:
             return
         normalizer.update(new_obs)
-        ended = (info for info, done in zip(infos, dones, strict=True) if done)
-        last: list[Any] = [info["terminal_observation"] for info in ended if info.get("terminal_observation") is not None]
+        if isinstance(infos, StepInfos):
+            if infos.final is not None:
+                normalizer.update(infos.final)
+            return
+        last = terminal_observations(infos, dones)
         if last and normalizer.by_key:
             normalizer.update({name: np.stack([obs[name] for obs in last]) for name in normalizer.names})
         elif last:
@@ -219,6 +309,12 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if not self._runtime.stored.continues(self.replay_buffer, self._last_obs):
             close_trajectory(self.replay_buffer)
             self._forget_noise()
+
+
+def terminal_observations(infos: Any, dones: Any) -> list[Any]:
+    """The last observations of the episodes that have ended, where they are told."""
+    ended = (infos[index] for index in np.flatnonzero(dones))
+    return [info["terminal_observation"] for info in ended if info.get("terminal_observation") is not None]
 
 
 def dead_workers(env: VecEnv) -> str:

@@ -1,14 +1,18 @@
 """What may enter a replay buffer: finite data of one trajectory."""
 
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac.collect.vector import VectorEnvAdapter
+from sb3_softac.replay import TensorReplayBuffer
 
 LARGEST_FLOAT32 = np.finfo(np.float32).max  # not a float: NumPy would round it to the type of what it is compared with
 
@@ -22,6 +26,10 @@ def find_non_finite(cause: str, values: Any) -> str | None:
     if isinstance(values, dict):
         found = (find_non_finite(f"{cause} {key!r}", part) for key, part in values.items())
         return next(filter(None, found), None)
+    if isinstance(values, th.Tensor):
+        if not values.is_floating_point() or bool((values.abs() <= float(LARGEST_FLOAT32)).all()):
+            return None
+        values = values.cpu().numpy()
     values = np.asarray(values)  # a terminal observation is whatever the environment returned
     if values.dtype.kind != "f" or (np.abs(values) <= LARGEST_FLOAT32).all():
         return None
@@ -90,6 +98,35 @@ def check_wrappers(env: VecEnv) -> None:
         layer = layer.venv
 
 
+def check_vector(env: VecEnv, buffer: ReplayBuffer | None) -> None:
+    """What vectorised environments hand out must have a place in the replay buffer.
+
+    :param env: environment as the model has it
+    :param buffer: its replay buffer
+    :raises ValueError: tensors, or steps that are no transitions, and something that does not know them
+    """
+    inner: Any = env.unwrapped
+    if not isinstance(inner, VectorEnvAdapter):
+        return
+    has_place = isinstance(buffer, TensorReplayBuffer)
+    if inner.skips_steps and not has_place:
+        _refuse_buffer(buffer, "spends a step on each reset, which is no transition")
+    if (env is inner and has_place) or not inner.hands_out_tensors():
+        return
+    if not has_place:
+        _refuse_buffer(buffer, "hands out tensors")
+    raise ValueError(
+        f"`env` hands out tensors, but a {type(env).__name__} around it takes arrays: it must be left out. "
+        "`normalize_observations=True` normalises tensors, and episodes are counted anyway."
+    )
+
+
+def _refuse_buffer(buffer: ReplayBuffer | None, reason: str) -> NoReturn:
+    raise ValueError(
+        f"`replay_buffer_class` is {type(buffer).__name__}, but it must be TensorReplayBuffer here: the environment {reason}."
+    )
+
+
 def _same_shapes(left: spaces.Space[Any], right: spaces.Space[Any]) -> bool:
     if isinstance(left, spaces.Dict) and isinstance(right, spaces.Dict):
         return left.spaces.keys() == right.spaces.keys() and all(
@@ -138,7 +175,7 @@ def close_trajectory(buffer: ReplayBuffer | None) -> None:
     if buffer.optimize_memory_usage:
         buffer.dones[last] = True  # as SB3 does: the next observation will be overwritten
     elif hasattr(buffer, "timeouts"):
-        buffer.timeouts[last] = np.logical_or(buffer.timeouts[last], np.logical_not(buffer.dones[last]))
+        buffer.timeouts[last] = (buffer.timeouts[last] != 0) | (buffer.dones[last] == 0)  # arrays or tensors
 
 
 class StoredUpTo:

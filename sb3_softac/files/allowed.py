@@ -31,6 +31,7 @@ from sb3_softac import networks
 from sb3_softac.files import rebuilding
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.unpickling import Refusal
+from sb3_softac.replay import FIELDS, TensorReplayBuffer
 from sb3_softac.schedules import CosineSchedule, ExponentialSchedule, StaircaseSchedule, WarmUpSchedule
 from sb3_softac.update import Update, gaussian_kernel
 
@@ -167,7 +168,7 @@ FILLED: dict[type, Callable[[Any, Any], None]] = {
     np.random.SeedSequence: rebuilding.fill_seed_sequence,
     functools.partial: rebuilding.fill_partial,
 }
-KNOWN = (*SPACES, *SCHEDULES, *NOISES, HerReplayBuffer, RunningMeanStd)
+KNOWN = (*SPACES, *SCHEDULES, *NOISES, HerReplayBuffer, TensorReplayBuffer, RunningMeanStd)
 
 
 def contents(module: str) -> dict[str, Any]:
@@ -297,10 +298,21 @@ class Allowed:
             if type(instance) is spaces.MultiDiscrete:  # it would be allocated
                 require(state.get("_shape") == np.shape(state.get("nvec")), "a space has two shapes")
             instance.__setstate__(state)
+        elif isinstance(instance, TensorReplayBuffer):
+            _check_rows(state)
+            instance.__setstate__(state)
         else:
             instance.__dict__.update(state)
             if isinstance(instance, HerReplayBuffer):
                 instance.env = None  # as its own method does; the model has it
+
+
+def _check_rows(state: dict[str, Any]) -> None:
+    """:raises Damage: the rows of a ``TensorReplayBuffer`` are no arrays of numbers"""
+    for name in FIELDS:
+        parts = state.get(name)
+        for part in parts.values() if type(parts) is dict else [parts]:
+            require(type(part) is np.ndarray and part.dtype.kind in "biuf", f"`{name}` of a replay buffer is no array")
 
 
 def full_name(value: Any) -> str:

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.files.rebuilding import require
-from sb3_softac.files.settling import check_buffer
+from sb3_softac.files.settling import check_buffer, is_known
 
 SCALARS = (bool, int, float, np.generic)
 #: what the constructor of a replay buffer has made of the options of the model
@@ -81,7 +81,7 @@ def _check_statistics(layer: VecNormalize) -> None:
 
 def check_attributes_of_buffer(buffer: Any, was: Mapping[str, Any]) -> None:
     """:raises Damage: a replay buffer is no longer what its constructor has made of the options, but for where it ends"""
-    if type(buffer).__module__.startswith("stable_baselines3."):
+    if is_known(buffer):
         check_alike("the replay buffer", was, vars(buffer))
         for name in OF_OPTIONS:
             require(name not in was or was[name] == getattr(buffer, name), f"`{name}` of the replay buffer is another one")
@@ -101,7 +101,7 @@ def is_in(space: Any, values: Any) -> bool:
 
 def check_transitions(buffer: ReplayBuffer, rows: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """:raises Damage: numbers in the filled part of a replay buffer that no environment has given"""
-    if not type(buffer).__module__.startswith("stable_baselines3."):
+    if not is_known(buffer):
         return
     n_filled = buffer.size()
     for name, part in rows.items():

@@ -91,6 +91,7 @@ def check_fields(algorithm: type[Any], values: dict[str, Any]) -> None:
         "_running_returns": lambda value: value is None or _is_finite(value),
         "_kept_noise": lambda value: _is_optional(value, np.ndarray),
         "_kept_steps": lambda value: _is_optional(value, np.ndarray),
+        "_owed_steps": lambda value: type(value) is int and 0 <= value < 1 << 31,
         "_built_for": lambda value: _is_optional(value, dict),
     }
     for name, check in checks.items():

@@ -50,7 +50,7 @@ NOT_SAVED = frozenset(("observation_space", "action_space", "lr_schedule", "repl
 #: values in one attribute
 MAX_VALUES = 10_000_000
 #: what a model may have beside what its constructor makes
-ADDED = frozenset(("_automatic_target_entropy", "_n_resets", "_kept_noise", "_kept_steps"))
+ADDED = frozenset(("_automatic_target_entropy", "_n_resets", "_kept_noise", "_kept_steps", "_owed_steps"))
 
 
 # --- out of a model ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from sb3_softac.files.decoding import Decoder
 from sb3_softac.files.plain import Arrays, Encoder, Form
 from sb3_softac.files.rebuilding import require
 from sb3_softac.files.unpickling import Damage
+from sb3_softac.replay import TensorReplayBuffer
 
 #: a segment that is smaller is written again together with the next one, so that there are not too many
 SMALL = 1 << 20
@@ -98,12 +99,25 @@ def read_arrays(path: pathlib.Path, size: int, checksum: str) -> Arrays:
 def rows_of(buffer: ReplayBuffer) -> Arrays:
     """The arrays of a buffer that have a row for each transition, by name."""
     found: Arrays = {}
-    for name, value in vars(buffer).items():
+    fields = buffer.host_rows() if isinstance(buffer, TensorReplayBuffer) else vars(buffer)
+    for name, value in fields.items():
         parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
         for key, part in parts.items():
             if isinstance(part, np.ndarray) and part.shape[:1] == (buffer.buffer_size,) and part.dtype.kind in "biuf":
                 found[key] = part
     return found
+
+
+def _by_field(rows: Arrays) -> dict[str, Any]:
+    """What :func:`rows_of` has taken apart: a dict for each field that has several parts."""
+    fields: dict[str, Any] = {}
+    for name, part in rows.items():
+        field, _, key = name.partition(".")
+        if key:
+            fields.setdefault(field, {})[key] = part
+        else:
+            fields[field] = part
+    return fields
 
 
 def _is_small(rows: np.ndarray[Any, Any]) -> bool:
@@ -129,7 +143,7 @@ class BufferLog:
     def _adds(self, buffer: ReplayBuffer, n_steps: int) -> int | None:
         """How many transitions are new; None if that is not certain."""
         new, rest = divmod(n_steps - self.n_steps, buffer.n_envs)
-        theirs = type(buffer).__module__.startswith("stable_baselines3.")
+        theirs = type(buffer).__module__.startswith("stable_baselines3.") or type(buffer) is TensorReplayBuffer
         if buffer is not self.buffer or not theirs or rest or not 0 <= new < buffer.buffer_size:
             return None
         return new if (self.added + new) % buffer.buffer_size == buffer.pos else None
@@ -254,6 +268,8 @@ def restore(
     require(reached == added, "transitions are missing")
     _restore_rest(decoder, form, buffer, rows)
     check_transitions(buffer, rows)
+    if isinstance(buffer, TensorReplayBuffer):
+        buffer.put_rows(_by_field(rows))
     log.segments, log.added, log.buffer = list(segments), added, buffer
     log.remember(rows)
 

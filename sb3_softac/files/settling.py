@@ -4,12 +4,14 @@ from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.files.allowed import Rebuilt
 from sb3_softac.files.rebuilding import require
+from sb3_softac.replay import TensorReplayBuffer
 
 MAX_DEPTH = 50
 LARGEST_SPACE = 1 << 24
@@ -78,7 +80,7 @@ def check_space(space: Any) -> None:
 
 
 def _check_rows(name: str, array: Any, n_rows: int, n_envs: int, shape: Any = None) -> None:
-    require(type(array) is np.ndarray, f"`{name}` is no array")
+    require(type(array) in (np.ndarray, th.Tensor), f"`{name}` is no array")
     expected = (n_rows, n_envs, *(array.shape[2:] if shape is None else shape))
     require(array.shape == expected, f"`{name}` has the shape {array.shape}, but it must have {expected}")
 
@@ -93,8 +95,13 @@ def check_buffer(buffer: Any) -> None:
         require(isinstance(number, (int, np.integer)) and type(number) is not bool, f"`{name}` is no number")
     require(n_rows > 0 and n_envs > 0 and 0 <= position < n_rows, "its position is outside of it")
     require(isinstance(buffer.full, (bool, np.bool_)), "`full` is neither True nor False")
-    if type(buffer).__module__.startswith("stable_baselines3."):  # a user-defined buffer may hold its data as it likes
+    if is_known(buffer):  # a user-defined buffer may hold its data as it likes
         _check_arrays(buffer, n_rows, n_envs)
+
+
+def is_known(buffer: Any) -> bool:
+    """Whether a replay buffer is SB3's or ours, so that its rows are known."""
+    return type(buffer).__module__.startswith("stable_baselines3.") or type(buffer) is TensorReplayBuffer
 
 
 def _check_arrays(buffer: Any, n_rows: int, n_envs: int) -> None:
@@ -113,6 +120,9 @@ def _check_arrays(buffer: Any, n_rows: int, n_envs: int) -> None:
     if isinstance(buffer, HerReplayBuffer):
         names += ["ep_start", "ep_length", "infos"]
         require(np.shape(buffer._current_ep_start) == (n_envs,), "`_current_ep_start` has another shape")
+    if isinstance(buffer, TensorReplayBuffer):
+        names.append("skipped")
+        require(type(buffer.n_steps) is int and buffer.n_steps > 0, "`n_steps` is no number of steps")
     for name in names:
         _check_rows(name, getattr(buffer, name), n_rows, n_envs, ())
     gamma = getattr(buffer, "gamma", 1.0)

@@ -41,6 +41,7 @@ NEUTRAL: dict[str, Any] = {
     "soft_n_step": False,
     "resets": None,
     "noise_repeat": None,
+    "overlap": False,
 }
 NEUTRAL_POLICY: dict[str, Any] = {
     "encoder": "mlp",

@@ -36,9 +36,10 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", th.zeros((), dtype=th.float64))
 
     @th.no_grad()
-    def update(self, values: Array) -> None:
+    def update(self, values: Array | th.Tensor) -> None:
         """Count more values, (n, *shape). Compiled and captured steps see it: the buffers stay where they are."""
-        new = th.from_numpy(np.array(values, dtype=np.float64)).to(self.mean.device)
+        tensor = values if isinstance(values, th.Tensor) else th.from_numpy(np.array(values, dtype=np.float64))
+        new = tensor.to(self.mean.device, th.float64)
         var, mean = th.var_mean(new, dim=0, correction=0)
         share = len(new) / self.count.add_(len(new))
         # The parallel algorithm of Chan, Golub and LeVeque (1979), with the share that the new values have in all.

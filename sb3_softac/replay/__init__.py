@@ -1,5 +1,6 @@
 """Batches for gradient steps, from SB3's replay buffers."""
 
 from sb3_softac.replay.batches import Batch, BlockSampler, sample
+from sb3_softac.replay.tensor_buffer import FIELDS, TensorReplayBuffer
 
-__all__ = ["Batch", "BlockSampler", "sample"]
+__all__ = ["FIELDS", "Batch", "BlockSampler", "TensorReplayBuffer", "sample"]

@@ -25,7 +25,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import SoftAC, SoftQL
+from sb3_softac import SoftAC, SoftQL, TensorReplayBuffer
 from sb3_softac.checkpoint import ExactCheckpointCallback
 from sb3_softac.files.segments import rows_of
 from tests.helpers import CountingEnv, RandomEnv, falling_rate, parameters_of
@@ -103,6 +103,8 @@ HINDSIGHT: dict[str, Any] = {"policy": "MultiInputPolicy"}
 NORMALIZED: dict[str, Any] = {"normalize_observations": True, "normalize_rewards": 5.0}
 OPTIMIZERS: dict[str, Any] = {"pi": {"weight_decay": 0.1}, "qf": {"betas": (0.5, 0.999)}}
 COMPACT: dict[str, Any] = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+OVERLAP: dict[str, Any] = {"overlap": True, "gradient_steps": -1}
+TENSORS: dict[str, Any] = {"replay_buffer_class": TensorReplayBuffer}
 RUNS: dict[str, Run] = {
     "pendulum": Run(lambda: several("Pendulum-v1")),
     "pendulum 4": Run(lambda: several("Pendulum-v1", 4), {"gradient_steps": 3}, total=400, stops=260),
@@ -166,6 +168,18 @@ RUNS: dict[str, Run] = {
         lambda: several("Pendulum-v1"),
         {"learning_rate": "warm_90_cos_1e-3_1e-4", "policy_kwargs": {"net_arch": [8], "optimizer_kwargs": OPTIMIZERS}},
     ),
+    "overlap": Run(lambda: several("Pendulum-v1", 2, SubprocVecEnv), {**OVERLAP, "train_freq": 3}),
+    "overlap, every step": Run(lambda: several("CartPole-v1", 1, SubprocVecEnv), {**OVERLAP, "train_freq": 1}),
+    "overlap, hindsight": Run(
+        lambda: several(BitFlippingEnv, 2, SubprocVecEnv, n_bits=3, continuous=True, max_steps=6),
+        {**OVERLAP, "replay_buffer_class": HerReplayBuffer},
+        **HINDSIGHT,
+    ),
+    "tensors": Run(lambda: several("Pendulum-v1", 2), TENSORS),
+    "tensors, three steps": Run(
+        lambda: several("CartPole-v1", 2), {**TENSORS, "replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}}
+    ),
+    "tensors, Dict": Run(lambda: bits(2), TENSORS, **HINDSIGHT),
     "own state": Run(lambda: several(StatefulEnv, 2)),
     "soft q-learning": Run(lambda: several("Pendulum-v1"), algorithm=SoftQL),
     "soft q-learning 2": Run(lambda: several("CartPole-v1", 2), algorithm=SoftQL),

@@ -1,0 +1,251 @@
+"""Gradient steps while environments step: when they run, how many, and what is refused."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_softac import SoftAC, SoftQL, TensorReplayBuffer, TrainingDivergedError
+from sb3_softac.collect.overlap import check_overlap, share
+from tests.helpers import RandomDiscreteEnv, RandomEnv, assert_same_parameters, needs_compiler, quick_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`overlap` is True, but a DummyVecEnv"),
+]
+
+
+class Recorded(VecEnvWrapper):
+    """Environments that write down what they are asked, and how many gradient steps were done by then."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.model: Any = None
+        self.events: list[tuple[str, int]] = []
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_async(self, actions: Any) -> None:
+        self.events.append(("begin", self.model._n_updates))
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> Any:
+        self.events.append(("end", self.model._n_updates))
+        return self.venv.step_wait()
+
+
+class Lags(BaseCallback):
+    """What is logged as the lag, at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def _on_step(self) -> bool:
+        self.seen.append(self.logger.name_to_value.get("train/lag"))
+        return True
+
+
+def recorded(**kwargs: Any) -> tuple[SoftAC, Recorded]:
+    env = Recorded(make_vec_env(RandomEnv, kwargs.pop("n_envs", 1)))
+    model = quick_model(env, seed=0, **kwargs)
+    env.model = model
+    return model, env
+
+
+def test_gradient_steps_run_between_the_two_halves_of_a_step() -> None:
+    """Those of rollout k run during rollout k + 1; the last ones where nothing follows."""
+    model, env = recorded(overlap=True, train_freq=1, gradient_steps=2)
+    lags = Lags()
+    model.learn(15, callback=lags)
+    begun = [count for what, count in env.events if what == "begin"]
+    done = [count for what, count in env.events if what == "end"]
+    # Step 11 is the first behind `learning_starts`: its gradient steps run during step 12.
+    assert begun == [0] * 11 + [0, 2, 4, 6]
+    assert done == [0] * 11 + [2, 4, 6, 8]
+    assert model._n_updates == 10
+    assert lags.seen == [None] * 11 + [1] * 4
+
+
+def test_they_are_spread_over_a_rollout() -> None:
+    model, env = recorded(overlap=True, train_freq=4, gradient_steps=6)
+    model.learn(20)  # rollouts of 4: those that end at 12, 16 and 20 are followed by six each
+    done = [count for what, count in env.events if what == "end"]
+    assert done == [0] * 12 + [1, 3, 4, 6] + [7, 9, 10, 12]
+    assert model._n_updates == 18
+
+
+@pytest.mark.parametrize(("total", "n_parts"), [(7, 3), (0, 4), (3, 7), (12, 4)])
+def test_shares_add_up(total: int, n_parts: int) -> None:
+    shares = [share(total, part, n_parts) for part in range(n_parts)]
+    assert sum(shares) == total
+    assert max(shares) - min(shares) <= 1
+    assert share(total, n_parts, n_parts) == 0
+
+
+def vector(env: Any, in_processes: bool, n_envs: int = 2, **kwargs: Any) -> VecEnv:
+    """Processes are forks, which do not import everything again."""
+    classes: Any = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}} if in_processes else {}
+    return make_vec_env(env, n_envs, env_kwargs=kwargs or None, **classes)
+
+
+CASES: dict[str, tuple[Callable[[bool], Any], dict[str, Any]]] = {
+    "one step": (lambda processes: vector(RandomEnv, processes), {"train_freq": 1}),
+    "three steps": (lambda processes: vector(RandomEnv, processes), {"train_freq": 3, "n_steps": 3}),
+    "discrete": (lambda processes: vector(lambda: RandomDiscreteEnv(3), processes), {"train_freq": 2}),
+    "normalised": (lambda processes: VecNormalize(vector(RandomEnv, processes), norm_reward=False), {"train_freq": 2}),
+    "tensors": (
+        lambda processes: vector(RandomEnv, processes),
+        {"train_freq": 2, "replay_buffer_class": TensorReplayBuffer},
+    ),
+    "hindsight": (
+        lambda processes: vector(BitFlippingEnv, processes, n_bits=3, continuous=True),
+        {"train_freq": 2, "replay_buffer_class": HerReplayBuffer, "policy": "MultiInputPolicy"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes_learn_what_one_process_does(case: str) -> None:
+    """What runs meanwhile depends on no timing: equal weights with environments in processes and without."""
+    make, options = CASES[case]
+    models = []
+    for in_processes in (False, True):
+        env = make(in_processes)
+        models.append(quick_model(env, seed=0, overlap=True, gradient_steps=-1, **options).learn(60))
+        env.close()
+    assert models[0]._n_updates > 20
+    assert_same_parameters(*models)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "compile"), [(SoftAC, False), (SoftQL, False), pytest.param(SoftAC, True, marks=needs_compiler)]
+)
+def test_as_many_gradient_steps_as_without(compile: bool, algorithm: Any) -> None:
+    counts = []
+    for overlap in (False, True):
+        options: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "learning_starts": 10, "batch_size": 8}
+        model = algorithm("MlpPolicy", make_vec_env(RandomEnv, 2), seed=0, overlap=overlap, compile=compile, **options)
+        model.learn(50)
+        model.learn(21, reset_num_timesteps=False)
+        counts.append(model._n_updates)
+    assert counts[0] == counts[1] > 20
+
+
+class StopAt(BaseCallback):
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.at
+
+
+def test_nothing_is_owed_after_a_stop() -> None:
+    model, _ = recorded(overlap=True, train_freq=4, gradient_steps=6)
+    model.learn(100, callback=StopAt(14))
+    assert model._owed_steps == 0
+    assert model._n_updates == 6  # those of the rollout before the one that was stopped
+
+
+class SwitchOff(BaseCallback):
+    model: Any
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 16:
+            self.model.overlap = False
+        return True
+
+
+def test_it_may_be_switched_off_on_the_way() -> None:
+    model, env = recorded(overlap=True, train_freq=2, gradient_steps=2)
+    model.learn(24, callback=SwitchOff())
+    assert model._n_updates == 14  # of the rollouts that end at 12, 14, ..., 24
+    assert [count for what, count in env.events if what == "begin"][18:] == [8, 8, 10, 10, 12, 12]
+
+
+class TrainsItself(BaseCallback):
+    """Does gradient steps of its own, at once."""
+
+    model: Any
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 14:
+            before = self.model._n_updates
+            self.model.train(3, 8)
+            assert self.model._n_updates == before + 3
+        return True
+
+
+def test_a_callback_may_train_and_change_the_model() -> None:
+    """Callbacks run between two steps, never while gradient steps run: there is one thread."""
+    model, _ = recorded(overlap=True)
+    model.learn(20, callback=TrainsItself())
+    assert model._n_updates == 10 + 3
+
+
+def test_a_diverged_training_leaves_environments_that_can_be_used() -> None:
+    env = vector(RandomEnv, in_processes=True)
+    try:
+        model = quick_model(env, seed=0, overlap=True)
+        model.learn(20)
+        with th.no_grad():
+            for parameter in model.critic.parameters():
+                parameter.fill_(float("nan"))
+        with pytest.raises(TrainingDivergedError):
+            model.learn(20)
+        env.reset()
+        obs: Any = env.step(np.zeros((2, 2)))[0]
+        assert obs.shape == (2, 4)
+    finally:
+        env.close()
+
+
+def test_episodes_are_refused() -> None:
+    with pytest.raises(ValueError, match="`overlap` is True, but it must be False with `train_freq` in episodes"):
+        quick_model(RandomEnv(), overlap=True, train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match="`overlap` is 'yes', but it must be True or False"):
+        quick_model(RandomEnv(), overlap="yes")
+    model = quick_model(RandomEnv(), train_freq=(1, "episode"))
+    model.overlap = True
+    with pytest.raises(ValueError, match="`overlap` is True"):
+        model.learn(20)
+
+
+def test_a_warning_names_what_cannot_overlap() -> None:
+    with pytest.warns(UserWarning, match="`overlap` is True, but a DummyVecEnv steps its environments in this process"):
+        check_overlap(make_vec_env(RandomEnv, 1))
+    env = vector(RandomEnv, in_processes=True, n_envs=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_overlap(env)
+    finally:
+        env.close()
+
+
+class OwnStep(VecEnvWrapper):
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+    def step(self, actions: Any) -> Any:
+        return self.venv.step(actions)
+
+
+def test_a_step_that_has_no_halves_is_refused() -> None:
+    model = quick_model(OwnStep(make_vec_env(RandomEnv, 1)), overlap=True)
+    with pytest.raises(ValueError, match="`overlap` is True, but it must be False with a OwnStep"):
+        model.learn(20)
