@@ -7,8 +7,8 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_softac.collect import CapturedActor, DirectActor, StoredUpTo
-from sb3_softac.engine import AsyncMetrics, Engine
+from sb3_softac.collect import CapturedActor, DirectActor, PooledStatistics, StoredUpTo
+from sb3_softac.engine import AsyncMetrics, Engine, Group
 from sb3_softac.replay import BlockSampler
 from sb3_softac.update import Update
 
@@ -73,6 +73,12 @@ class Runtime:
     newest_checkpoint: Any = None
     #: what is still to be put in place after ``resume``
     resumption: Resumption | None = None
+    #: the ranks that train together, None for this process alone; their common statistics; episodes of which the others do
+    #: not know yet; and whether they know that this one has failed
+    group: Group | None = None
+    statistics: PooledStatistics | None = None
+    new_episodes: list[Any] = field(default_factory=list)
+    told: bool = False
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Copies and pickles get a new one."""

@@ -100,6 +100,7 @@ class SoftQL(SoftAlgorithm):
     :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
         AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
     :param compile: compile the gradient step, as in ``SoftAC``
+    :param distributed: train in several processes, as in ``SoftAC``
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
@@ -160,6 +161,7 @@ class SoftQL(SoftAlgorithm):
         max_grad_norm: float | None = None,
         precision: Precision = "float32",
         compile: Compile = "auto",
+        distributed: bool | dict[str, Any] | None = None,
     ) -> None:
         require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
@@ -183,6 +185,7 @@ class SoftQL(SoftAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.precision: Precision = precision
         self.compile: Compile = compile
+        self.distributed = distributed
         super().__init__(
             policy,
             env,

@@ -3,6 +3,7 @@
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
+from sb3_softac.collect.pooling import PooledStatistics
 from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.validation import (
     StoredUpTo,
@@ -19,6 +20,7 @@ __all__ = [
     "CapturedActor",
     "CollectingAlgorithm",
     "DirectActor",
+    "PooledStatistics",
     "StoredUpTo",
     "check_compatible_buffer",
     "check_normalizers",

@@ -100,15 +100,25 @@ def close_group() -> None:
         dist.destroy_process_group()
 
 
+def own_rank() -> int:
+    """Number of this process in its group, 0 if it is in none."""
+    return dist.get_rank() if is_open() else 0
+
+
 class Group:
     """All ranks of ``torch.distributed``'s default group, which must be open."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._world = dist.group.WORLD
         backends = str(dist.get_backend_config()) if hasattr(dist, "get_backend_config") else str(dist.get_backend())
         has_host = "gloo" in backends or "mpi" in backends
         #: for what is on the host, also where tensors are on GPUs
         self._host = dist.group.WORLD if has_host else dist.new_group(backend="gloo")
+
+    def is_present(self) -> bool:
+        """Whether the process is still in it."""
+        return is_open() and dist.group.WORLD is self._world
 
     # --- inside gradient steps ----------------------------------------------------------------------------------------
 
