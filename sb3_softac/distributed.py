@@ -5,9 +5,11 @@ alike: at the beginning of ``learn``, and where a rollout ends. Every rank does 
 """
 
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
@@ -17,6 +19,7 @@ from sb3_softac.collect import PooledStatistics
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.engine.group import LAUNCHED, close_group, is_launched, is_open, open_group, own_rank
 from sb3_softac.errors import TrainingDivergedError
+from sb3_softac.files import ranked
 from sb3_softac.ranks import check_alike, settings_of, state_tensors
 from sb3_softac.temperature_options import TemperedAlgorithm
 from sb3_softac.update import Update
@@ -30,6 +33,11 @@ class _Opened:
 
     #: its time-out in seconds, None for PyTorch's; -1 if it has opened none
     timeout: float | None = -1.0
+
+
+def _launch(timeout: float | None) -> None:
+    open_group(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), timeout)
+    _Opened.timeout = timeout
 
 
 class DistributedAlgorithm(TemperedAlgorithm):
@@ -67,8 +75,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
                 f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started ({missing} "
                 "not set): start the script with `torchrun --nproc-per-node=2 script.py`."
             )
-        open_group(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), timeout)
-        _Opened.timeout = timeout
+        _launch(timeout)
 
     def _present_group(self) -> Group | None:
         """The ranks that this model trains with, or None for this process alone."""
@@ -136,6 +143,28 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if group is not None:
             group.broadcast(state_tensors(self))
             check_alike(group, {"weights": state_tensors(self)})
+
+    @classmethod
+    def resume(
+        cls,
+        folder: str | pathlib.Path,
+        env: Any,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        **expected: Any,
+    ) -> Any:
+        """As described there; a run of several ranks goes on with all processes that torchrun has started."""
+        if not ranked.ranks_in(folder):
+            if is_open() and Group().size > 1:
+                raise ValueError(
+                    f"`folder` is {str(folder)!r}, which has no checkpoint of several ranks: a run of one process goes on in "
+                    "one process."
+                )
+            return super().resume(folder, env, device, custom_objects, **expected)
+        if not is_open() and is_launched(os.environ):
+            _launch(ranked.timeout_of(folder))
+        group = Group() if is_open() else None
+        return ranked.resume(cls, folder, env, device, custom_objects, expected, group)
 
     # --- learn --------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class Resumption:
     total_timesteps: int
     #: what the caller of ``resume`` has for names in the files
     custom_objects: dict[str, Any] = field(default_factory=dict)
+    #: of new random generators, or None for those that it had
+    seed: int | None = None
 
 
 @dataclass
