@@ -6,6 +6,7 @@ too, because all ranks compile the same step with the same compiler, or none doe
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -91,7 +92,17 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     """
     if th.cuda.is_available():
         th.cuda.set_device(local_rank % th.cuda.device_count())
-    dist.init_process_group(timeout=None if timeout is None else timedelta(seconds=timeout))
+    waits = None if timeout is None else timedelta(seconds=timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(timeout=waits)
+        return
+    # torchrun keeps its store when it starts processes again on one machine, with the addresses of those that have died.
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(host, port, size, is_master=is_master, multi_tenant=True)
+    dist.init_process_group(store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size, timeout=waits)
 
 
 def close_group() -> None:
