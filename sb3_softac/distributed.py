@@ -110,11 +110,13 @@ class DistributedAlgorithm(TemperedAlgorithm):
         group = self._present_group()
         if group is not runtime.group:
             runtime.group, runtime.update = group, None  # another step than before
-        runtime.told = False
         if group is None:
             return
-        self._refuse_what_differs_by_rank()
+        group.told = False
         check_alike(group, {**settings_of(self), "total_timesteps": total_timesteps})
+        group.told = True  # what follows is the same on all ranks
+        self._refuse_what_differs_by_rank()
+        group.told = False
         self._equalise()
         runtime.statistics = PooledStatistics(self)
 
@@ -173,9 +175,9 @@ class DistributedAlgorithm(TemperedAlgorithm):
         try:
             return super().learn(*args, **kwargs)
         except BaseException as error:
-            runtime = self._runtime
-            told = runtime.told or isinstance(error, TrainingDivergedError)  # metrics are those of all ranks
-            if runtime.group is not None and not told and _Opened.timeout != -1.0:
+            group = self._runtime.group
+            told = group is not None and (group.told or isinstance(error, TrainingDivergedError))  # of means over all ranks
+            if group is not None and not told and _Opened.timeout != -1.0:
                 close_group()
                 _Opened.timeout = -1.0
             raise
@@ -221,10 +223,9 @@ class DistributedAlgorithm(TemperedAlgorithm):
         before = self.num_timesteps
         try:
             rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-        except GroupError:
-            raise
         except BaseException as error:
-            self._tell(group, error)
+            if not (group.told or isinstance(error, GroupError)):
+                self._tell(group, error)
             raise
         return self._exchange(group, before, rollout)
 
@@ -236,7 +237,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         facts[N_STEPS], facts[N_EPISODES] = rollout.episode_timesteps, len(runtime.new_episodes)
         every = group.gather(np.concatenate([facts, runtime.statistics.read()]))
         if every[:, FAILED].any():
-            self._fail(group.gather_objects(None))
+            self._fail(group, group.gather_objects(None))
         runtime.statistics.write(every[:, N_FACTS:])
         n_steps = int(every[:, N_STEPS].sum())
         self.num_timesteps = before + n_steps
@@ -262,16 +263,16 @@ class DistributedAlgorithm(TemperedAlgorithm):
         try:
             group.gather(facts)
             group.gather_objects(f"{type(error).__name__}: {error}")
-            self._runtime.told = True
+            group.told = True
         except GroupError:
             pass  # they are gone already
 
-    def _fail(self, reports: list[str | None]) -> None:
+    def _fail(self, group: Group, reports: list[str | None]) -> None:
         """Stop because others have.
 
         :raises GroupError: what they report
         """
-        self._runtime.told = True
+        group.told = True
         problems = " ".join(f"Rank {rank} has failed: {report}" for rank, report in enumerate(reports) if report is not None)
         last = self._runtime.newest_checkpoint
         kept = "" if last is None else f" The last checkpoint is {last}."

@@ -41,6 +41,7 @@ def settings_of(model: Any) -> dict[str, Any]:
         "observation space": plainly(model.observation_space),
         "action space": plainly(model.action_space),
         "number of environments": model.n_envs,
+        "VecNormalize": model._vec_normalize_env is not None,
         "policy class": plainly(model.policy_class),
         "replay buffer class": plainly(type(model.replay_buffer)),
         "device": model.device.type,
@@ -85,7 +86,7 @@ def check_alike(group: Group, settings: dict[str, Any]) -> None:
         differing = [name for name in {**every[0], **theirs} if every[0].get(name) != theirs.get(name)]
         if not differing:
             continue
-        name = differing[0]
+        name, group.told = differing[0], True
         if isinstance(settings.get(name), list):
             raise GroupError(f"Rank {rank} has other {name} than rank 0, although it has just taken them over.")
         more = f" (and {len(differing) - 1} more: {', '.join(differing[1:4])})" if len(differing) > 1 else ""

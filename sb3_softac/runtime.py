@@ -75,12 +75,11 @@ class Runtime:
     newest_checkpoint: Any = None
     #: what is still to be put in place after ``resume``
     resumption: Resumption | None = None
-    #: the ranks that train together, None for this process alone; their common statistics; episodes of which the others do
-    #: not know yet; and whether they know that this one has failed
+    #: the ranks that train together, None for this process alone; their common statistics; and episodes of which the others do
+    #: not know yet
     group: Group | None = None
     statistics: PooledStatistics | None = None
     new_episodes: list[Any] = field(default_factory=list)
-    told: bool = False
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Copies and pickles get a new one."""

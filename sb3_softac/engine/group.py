@@ -122,6 +122,8 @@ class Group:
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._world = dist.group.WORLD
+        #: whether all ranks know of the failure that ends the present training
+        self.told = False
         backends = str(dist.get_backend_config()) if hasattr(dist, "get_backend_config") else str(dist.get_backend())
         has_host = "gloo" in backends or "mpi" in backends
         #: for what is on the host, also where tensors are on GPUs

@@ -88,6 +88,7 @@ def agree(group: Group, what: str, do: Callable[[], Any]) -> Any:
     except Exception as error:
         failure = error
     reports = group.gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    group.told = any(report is not None for report in reports)
     if failure is not None:
         raise failure
     for rank, report in enumerate(reports):
