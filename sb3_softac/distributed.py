@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, Trai
 from sb3_softac.arguments.options import check_distributed
 from sb3_softac.collect import PooledStatistics
 from sb3_softac.engine import Group, GroupError
-from sb3_softac.engine.group import LAUNCHED, close_group, is_launched, is_open, open_group, own_rank
+from sb3_softac.engine.group import LAUNCHED, is_launched, is_open, open_group, own_rank
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import ranked
 from sb3_softac.ranks import check_alike, settings_of, state_tensors
@@ -178,7 +178,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
             group = self._runtime.group
             told = group is not None and (group.told or isinstance(error, TrainingDivergedError))  # of means over all ranks
             if group is not None and not told and _Opened.timeout != -1.0:
-                close_group()
+                group.leave()
                 _Opened.timeout = -1.0
             raise
 

@@ -106,7 +106,7 @@ def open_group(local_rank: int, timeout: float | None) -> None:
 
 
 def close_group() -> None:
-    """Leave the group; ranks that wait for this one then fail instead of waiting on."""
+    """Leave the group that is open."""
     if is_open():
         dist.destroy_process_group()
 
@@ -121,17 +121,23 @@ class Group:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._world = dist.group.WORLD
+        # Not the group itself: its connections stay open as long as somebody has it.
+        self._world = id(dist.group.WORLD)
         #: whether all ranks know of the failure that ends the present training
         self.told = False
         backends = str(dist.get_backend_config()) if hasattr(dist, "get_backend_config") else str(dist.get_backend())
         has_host = "gloo" in backends or "mpi" in backends
-        #: for what is on the host, also where tensors are on GPUs
-        self._host = dist.group.WORLD if has_host else dist.new_group(backend="gloo")
+        #: for what is on the host, where the default group is for GPUs alone
+        self._host: Any = None if has_host else dist.new_group(backend="gloo")
 
     def is_present(self) -> bool:
         """Whether the process is still in it."""
-        return is_open() and dist.group.WORLD is self._world
+        return is_open() and id(dist.group.WORLD) == self._world
+
+    def leave(self) -> None:
+        """Close the connections, so that ranks which wait for this one fail instead of waiting on."""
+        self._host = None
+        close_group()
 
     # --- inside gradient steps ----------------------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ REFUSED = {
     "other_spaces": r"ValueError: Rank 1 has `observation space` Box\(-1.0, 2.0",
     "other_total": "ValueError: Rank 1 has `total_timesteps` 101, but rank 0 has 100",
     "other_version": "ValueError: Rank 1 has `version of torch` torch 1, but rank 0 has torch 0",
-    "frozen_on_one": r"ValueError: Rank 1 has `frozen parameters` \(actor\.",
+    "frozen_on_one": r"ValueError: Rank 1 has `frozen parameters` \('actor\.",
     "counted_in_episodes": "ValueError: `train_freq` counts episodes, but it must count steps",
     "with_vec_normalize": "ValueError: `env` has VecNormalize, .*normalize_observations=True",
     "another_time_out": "ValueError: `distributed` is {'timeout': 5.0}, but it must be True here",
