@@ -70,6 +70,11 @@ class ExactCheckpointCallback(BaseCallback):
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
         group, place = runtime.group, self._place()
         if group is None:
+            if "ranks" not in runtime.run and ranked.common_steps(self.folder):
+                raise ValueError(
+                    f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or go "
+                    "on with that run by `resume`."
+                )
             self._claim(place)
         else:
             self._refuse_a_run_of_one_process()
@@ -89,8 +94,10 @@ class ExactCheckpointCallback(BaseCallback):
 
     def _place(self) -> Folder:
         """Where this process writes."""
-        group = self.model._runtime.group
-        return Folder(self.folder if group is None else ranked.folder_of(self.folder, group.rank))
+        runtime = self.model._runtime
+        if runtime.group is None and "ranks" not in (runtime.run or {}):
+            return Folder(self.folder)
+        return Folder(ranked.folder_of(self.folder, 0 if runtime.group is None else runtime.group.rank))
 
     def _claim(self, place: Folder) -> None:
         lock = place.claim(self.model._runtime.run)
@@ -161,6 +168,7 @@ class ExactCheckpointCallback(BaseCallback):
 
         if runtime.group is None:
             path = place.write(take(), self.keep)
+            ranked.remove_others(place, 1)
         else:
             path = ranked.write(runtime.group, place, take, self.keep)
         self._newest, runtime.newest_checkpoint = model.num_timesteps, path

@@ -119,10 +119,21 @@ def write(group: Group, place: Folder, take: Callable[[], Checkpoint], keep: int
     path: pathlib.Path = agree(group, "write its checkpoint", lambda: place.put(take()))
     place.clean(path, keep)
     if group.rank == 0:
-        for rank in ranks_in(place.path.parent):
-            if rank >= group.size:  # of a run that had more
-                shutil.rmtree(folder_of(place.path.parent, rank), ignore_errors=True)
+        remove_others(place, group.size)
     return path
+
+
+def remove_others(place: Folder, size: int) -> None:
+    """Remove the folders of ranks that there are no longer; nothing where ``place`` is that of a run of one process.
+
+    :param place: where rank 0 writes
+    :param size: how many ranks there are
+    """
+    folder = place.path.parent
+    if place.path == folder_of(folder, 0):
+        for rank in ranks_in(folder):
+            if rank >= size:
+                shutil.rmtree(folder_of(folder, rank), ignore_errors=True)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------
@@ -154,7 +165,9 @@ def resume(
         problems = [problem] if group is None else group.gather_objects(problem)
         if any(problems):
             reason = next(filter(None, problems))
-            warnings.warn(f"The checkpoint at step {n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3)
+            warnings.warn(
+                f"The checkpoint at step {n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
+            )
             continue
         arguments = cls, wrapped, device, custom_objects or {}, expected
         model = _same(folder, rank, parts[0], arguments) if n_ranks == size else _dealt(folder, rank, size, parts, arguments)

@@ -56,7 +56,12 @@ CASES: dict[str, dict[str, Any]] = {
     "flash": {"bootstrap": "joint_target", **net(encoder="flash", net_arch=[16], critic_head="categorical", n_atoms=11)},
     "soft Q": {"soft_ql": True, **net()},
     "soft Q, discrete": {"soft_ql": True, "discrete": True, "ent_coef": "auto", "target_entropy": 0.5, **net()},
-    "soft Q, proposals of the policy": {"soft_ql": True, "value_proposal": "policy", "max_grad_norm": 0.1, **net(sampler="gaussian")},
+    "soft Q, proposals of the policy": {
+        "soft_ql": True,
+        "value_proposal": "policy",
+        "max_grad_norm": 0.1,
+        **net(sampler="gaussian"),
+    },
 }
 
 

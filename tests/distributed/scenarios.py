@@ -35,7 +35,9 @@ def scenario(function: Callable[[int, pytest.MonkeyPatch], Seen]) -> Callable[[i
 
 def make(env: Any = None, **kwargs: Any) -> Any:
     options = {"policy_kwargs": SMALL, "learning_starts": 10, "batch_size": 8, "buffer_size": 200, "seed": 0, "device": "cpu"}
-    return SoftAC("MlpPolicy", RandomEnv() if env is None else env, **{"compile": False, "distributed": True} | options | kwargs)
+    return SoftAC(
+        "MlpPolicy", RandomEnv() if env is None else env, **{"compile": False, "distributed": True} | options | kwargs
+    )
 
 
 class Unlucky(RandomEnv):
