@@ -72,13 +72,13 @@ class ExactCheckpointCallback(BaseCallback):
         if group is None:
             if "ranks" not in runtime.run and ranked.common_steps(self.folder):
                 raise ValueError(
-                    f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or go "
-                    "on with that run by `resume`."
+                    f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or "
+                    "go on with that run by `resume`."
                 )
             self._claim(place)
         else:
             self._refuse_a_run_of_one_process()
-            option = model.distributed
+            option: Any = vars(model)["distributed"]
             timeout = option["timeout"] if isinstance(option, dict) else None
             runtime.run = {**group.gather_objects(runtime.run)[0], "ranks": group.size, "timeout": timeout}
             none_whole = group.all_agree(not ranked.common_steps(self.folder))

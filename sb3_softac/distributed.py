@@ -1,12 +1,13 @@
 """Data-parallel training: several processes (ranks), each with environments and a replay buffer of its own, and one model.
 
 Gradients, batch statistics and metrics are means over the ranks (``engine/group.py``). What is decided here is when ranks are
-alike: at the beginning of ``learn``, and where a rollout ends. Every rank does as many rollouts and gradient steps as the others.
+alike: at the beginning of ``learn``, and where a rollout ends. Every rank does as many rollouts and gradient steps as the
+others.
 """
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -26,6 +27,9 @@ from sb3_softac.update import Update
 
 #: what each rank says where a rollout ends: it has failed, a callback stops it, steps, ended episodes
 FAILED, STOPPED, N_STEPS, N_EPISODES, N_FACTS = 0, 1, 2, 3, 4
+
+
+SelfDistributedAlgorithm = TypeVar("SelfDistributedAlgorithm", bound="DistributedAlgorithm")
 
 
 class _Opened:
@@ -72,8 +76,8 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if not is_launched(os.environ):
             missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
             raise ValueError(
-                f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started ({missing} "
-                "not set): start the script with `torchrun --nproc-per-node=2 script.py`."
+                f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started "
+                f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
             )
         _launch(timeout)
 
@@ -148,13 +152,13 @@ class DistributedAlgorithm(TemperedAlgorithm):
 
     @classmethod
     def resume(
-        cls,
+        cls: type[SelfDistributedAlgorithm],
         folder: str | pathlib.Path,
         env: Any,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         **expected: Any,
-    ) -> Any:
+    ) -> SelfDistributedAlgorithm:
         """As described there; a run of several ranks goes on with all processes that torchrun has started."""
         if not ranked.ranks_in(folder):
             if is_open() and Group().size > 1:
@@ -166,7 +170,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if not is_open() and is_launched(os.environ):
             _launch(ranked.timeout_of(folder))
         group = Group() if is_open() else None
-        return ranked.resume(cls, folder, env, device, custom_objects, expected, group)
+        return cast(SelfDistributedAlgorithm, ranked.resume(cls, folder, env, device, custom_objects, expected, group))
 
     # --- learn --------------------------------------------------------------------------------------------------------
 
@@ -235,6 +239,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         facts = np.zeros(N_FACTS)
         facts[STOPPED] = not rollout.continue_training
         facts[N_STEPS], facts[N_EPISODES] = rollout.episode_timesteps, len(runtime.new_episodes)
+        assert runtime.statistics is not None, "made where the ranks have joined"
         every = group.gather(np.concatenate([facts, runtime.statistics.read()]))
         if every[:, FAILED].any():
             self._fail(group, group.gather_objects(None))
@@ -258,7 +263,9 @@ class DistributedAlgorithm(TemperedAlgorithm):
 
     def _tell(self, group: Group, error: BaseException) -> None:
         """Let the other ranks know that this one fails."""
-        facts = np.zeros(N_FACTS + len(self._runtime.statistics.base))
+        statistics = self._runtime.statistics
+        assert statistics is not None, "made where the ranks have joined"
+        facts = np.zeros(N_FACTS + len(statistics.base))
         facts[FAILED] = 1.0
         try:
             group.gather(facts)

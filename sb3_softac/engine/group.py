@@ -1,8 +1,8 @@
 """Processes that train one model together (its ranks), and what they tell each other through ``torch.distributed``.
 
-Means of gradients and batch statistics are one operation of PyTorch, :func:`mean_over_ranks`, which compiled steps call as well
-as eager ones. All else is numbers and objects of the host. Every rank makes the same calls in the same order: compiled steps,
-too, because all ranks compile the same step with the same compiler, or none does.
+Means of gradients and batch statistics are one operation of PyTorch, :func:`mean_over_ranks`, which compiled steps call as
+well as eager ones. All else is numbers and objects of the host. Every rank makes the same calls in the same order, in
+compiled steps, too, because all ranks compile the same step with the same compiler, or none does.
 """
 
 import contextlib
@@ -101,8 +101,9 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(host, port, size, is_master=is_master, multi_tenant=True)
-    dist.init_process_group(store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size, timeout=waits)
+    stores: Any = dist  # torch does not export their names
+    store = stores.TCPStore(host, port, size, is_master=is_master, multi_tenant=True)
+    dist.init_process_group(store=stores.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size, timeout=waits)
 
 
 def close_group() -> None:
@@ -152,7 +153,7 @@ class Group:
         if not present:
             return list(gradients)
         flat = self.mean(th.cat([gradient.reshape(-1) for gradient in present]))
-        parts = iter(zip(present, flat.split([gradient.numel() for gradient in present]), strict=True))
+        parts = iter(zip(present, th.split(flat, [gradient.numel() for gradient in present]), strict=True))
         return [None if gradient is None else _like(*next(parts)) for gradient in gradients]
 
     @contextlib.contextmanager

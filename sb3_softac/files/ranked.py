@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.utils import get_device
 
-from sb3_softac.collect import close_trajectory
+from sb3_softac.collect import StoredUpTo, close_trajectory
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files import resuming, segments
@@ -173,6 +173,7 @@ def resume(
         model = _same(folder, rank, parts[0], arguments) if n_ranks == size else _dealt(folder, rank, size, parts, arguments)
         if group is None:
             model.distributed = None
+            model._runtime.options = model._option_values()  # nobody has set it
         return model
     raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole on all ranks.")
 
@@ -264,4 +265,4 @@ def _fill(model: Any, shares: list[dict[str, np.ndarray[Any, Any]]]) -> None:
         start += n_rows
     buffer.pos, buffer.full = start % buffer.buffer_size, start == buffer.buffer_size
     model._runtime.buffer_log = None
-    model._runtime.stored = resuming.StoredUpTo(buffer, None)
+    model._runtime.stored = StoredUpTo(buffer, None)

@@ -25,9 +25,9 @@ class Kill(BaseCallback):
 
     def _on_step(self) -> bool:
         model: Any = self.model
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and model._rank == self.rank:
-            if self.num_timesteps >= self.step:
-                os.kill(os.getpid(), signal.SIGKILL)
+        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if is_first and model._rank == self.rank and self.num_timesteps >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
         return True
 
 

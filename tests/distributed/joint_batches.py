@@ -66,10 +66,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def make(options: dict[str, Any]) -> Any:
-    kwargs = dict(options)
-    env = RandomDiscreteEnv() if kwargs.pop("discrete", False) else RandomEnv()
-    algorithm = SoftQL if kwargs.pop("soft_ql", False) else SoftAC
-    kwargs = {"learning_rate": 1e-3, "buffer_size": 10, "device": "cpu", "seed": 0, "compile": False} | kwargs
+    given = dict(options)
+    env = RandomDiscreteEnv() if given.pop("discrete", False) else RandomEnv()
+    algorithm: Any = SoftQL if given.pop("soft_ql", False) else SoftAC
+    kwargs: dict[str, Any] = {"learning_rate": 1e-3, "buffer_size": 10, "device": "cpu", "seed": 0, "compile": False} | given
     return algorithm("MlpPolicy", env, **kwargs)
 
 
@@ -93,7 +93,7 @@ def draw_batch(model: Any, generator: th.Generator, size: int) -> Batch:
 
 def half(value: Any, rank: int, size: int) -> Any:
     """The part of a batch, or of its noise, that belongs to a rank; critic indices belong to all."""
-    if value is None or value.dtype == th.long and len(value) < size:
+    if value is None or (value.dtype == th.long and len(value) < size):
         return value
     n_each = len(value) // 2
     return value[rank * n_each : (rank + 1) * n_each]

@@ -34,7 +34,15 @@ def scenario(function: Callable[[int, pytest.MonkeyPatch], Seen]) -> Callable[[i
 
 
 def make(env: Any = None, **kwargs: Any) -> Any:
-    options = {"policy_kwargs": SMALL, "learning_starts": 10, "batch_size": 8, "buffer_size": 200, "seed": 0, "device": "cpu"}
+    options: dict[str, Any] = {
+        "policy_kwargs": SMALL,
+        "learning_starts": 10,
+        "batch_size": 8,
+        "buffer_size": 200,
+        "seed": 0,
+        "device": "cpu",
+    }
+    options |= {"compile": False, "distributed": True}
     return SoftAC(
         "MlpPolicy", RandomEnv() if env is None else env, **{"compile": False, "distributed": True} | options | kwargs
     )
@@ -132,7 +140,7 @@ def _stand_in(fails: bool) -> Any:
 
     class StandIn:
         def __init__(self, update: Any, flags: Any, numbers: Any, optimizer_step: Any) -> None:
-            self.step = lambda batch, noise: call(update, batch, noise, flags, numbers, optimizer_step)
+            self.step: Any = lambda batch, noise: call(update, batch, noise, flags, numbers, optimizer_step)
 
         def __call__(self, batch: Any, noise: Any) -> Any:
             metrics = self.step(batch, noise)

@@ -12,7 +12,7 @@ import pytest
 
 from sb3_softac import SoftAC
 from sb3_softac.checkpoint import ExactCheckpointCallback, newest_step
-from sb3_softac.files import ranked
+from sb3_softac.files import ranked, segments
 from sb3_softac.files.checkpoint import Folder
 from tests.helpers import RandomEnv
 
@@ -69,16 +69,16 @@ def stored(folder: Path) -> np.ndarray[Any, Any]:
     for rank in (0, 1):
         place = Folder(ranked.folder_of(folder, rank))
         part = ranked._read(folder, rank, TOTAL)
-        model = SoftAC("MlpPolicy", RandomEnv(), buffer_size=90, policy_kwargs={"net_arch": [16, 16]}, device="cpu")
-        ranked.segments.restore(
+        model: Any = SoftAC("MlpPolicy", RandomEnv(), buffer_size=90, policy_kwargs={"net_arch": [16, 16]}, device="cpu")
+        segments.restore(
             place.segments,
             part.segments,
-            model.replay_buffer,  # type: ignore[arg-type]  # there is one
+            model.replay_buffer,
             part.state["replay_buffer"],
             part.arrays,
-            ranked.BufferLog(place.segments),
+            segments.BufferLog(place.segments),
         )
-        every.append(model.replay_buffer.rewards[:, 0])  # type: ignore[union-attr]
+        every.append(model.replay_buffer.rewards[:, 0])
     return np.concatenate(every)
 
 
@@ -103,8 +103,8 @@ def test_one_process_goes_on_where_two_were(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(runs / "alone"), str(folder)], check=True)
     with pytest.warns(UserWarning, match="The run had 2 ranks and goes on with 1: replay buffers are dealt out anew"):
-        model = SoftAC.resume(folder, RandomEnv(), device="cpu")
-    kept = model.replay_buffer.rewards[:, 0]  # type: ignore[union-attr]
+        model: Any = SoftAC.resume(folder, RandomEnv(), device="cpu")
+    kept = model.replay_buffer.rewards[:, 0]
     assert len(np.intersect1d(kept, stored(folder))) == 90  # the newest 45 of each rank
     with pytest.warns(UserWarning, match="goes on to 220 steps"):
         model.learn(TOTAL + 20, callback=ExactCheckpointCallback(10, folder))
