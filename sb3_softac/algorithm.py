@@ -20,13 +20,13 @@ from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
 from sb3_softac.collect import FACTS, check_overlap, check_statistics, check_vector
+from sb3_softac.distributed import DistributedAlgorithm
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import export
 from sb3_softac.networks import restart_networks
 from sb3_softac.replay import Batch, BlockSampler
 from sb3_softac.schedules import check_rate, value_at
-from sb3_softac.temperature_options import TemperedAlgorithm
 from sb3_softac.update import LearnedTemperature, Update, initial_value
 
 LearningRate = float | str | Schedule
@@ -35,7 +35,7 @@ MOST_CLIPPED = 0.05
 SelfSoftAlgorithm = TypeVar("SelfSoftAlgorithm", bound="SoftAlgorithm")
 
 
-class SoftAlgorithm(TemperedAlgorithm):
+class SoftAlgorithm(DistributedAlgorithm):
     """Base class of maximum-entropy off-policy algorithms.
 
     A subclass names its options in its constructor, and says what they describe; see ``ConfiguredAlgorithm``.
@@ -145,6 +145,8 @@ class SoftAlgorithm(TemperedAlgorithm):
             return
         self.policy.set_training_mode(True)
         self._follow_options()
+        if self._runtime.group is None:
+            self._join_if_open()
         update, engine = self._current_update(), self._runtime.engine
         self._update_schedules()
         self._scale_rewards(update)
@@ -186,14 +188,16 @@ class SoftAlgorithm(TemperedAlgorithm):
         if isinstance(temperature, LearnedTemperature) and any(p.requires_grad for p in temperature.parameters()):
             temperature.set_value(initial_value(str(self.ent_coef), self.ent_coef_update))
             restart_optimizer(temperature.optimizer)
+        self._equalise()
         self._n_resets += 1
         if self.verbose >= 1:
             print(f"Reset {self._n_resets} after {self._n_updates:,} gradient steps: networks and optimizers start again")
 
     def _decide(self, engine: Engine, update: Update) -> None:
         way = engine.decide(update, self.compile, self._planned_gradient_steps())
-        engine.announce = print if self.verbose >= 1 else None
-        if self.verbose >= 1:
+        speaks = self.verbose >= 1 and self._rank == 0
+        engine.announce = print if speaks else None
+        if speaks:
             print(f"Gradient steps: {way}")
 
     def _planned_gradient_steps(self) -> int | None:
@@ -269,9 +273,10 @@ class SoftAlgorithm(TemperedAlgorithm):
         for names, values in steps:
             rows.setdefault(names, []).append(values)
         runtime = self._runtime
-        runtime.unread_metrics = [
-            (names, AsyncMetrics(th.stack(values).sum(dim=0)), len(values)) for names, values in rows.items()
-        ]
+        sums = {names: th.stack(values).sum(dim=0) for names, values in rows.items()}
+        if runtime.group is not None:
+            sums = {names: runtime.group.mean(total) for names, total in sums.items()}
+        runtime.unread_metrics = [(names, AsyncMetrics(total), len(rows[names])) for names, total in sums.items()]
         if not runtime.engine.captures:
             self._read_metrics()
 

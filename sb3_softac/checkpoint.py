@@ -7,11 +7,22 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softac.arguments import check_count
-from sb3_softac.files import SavedAlgorithm, resuming
-from sb3_softac.files.checkpoint import Folder, Lock, new_run
+from sb3_softac.files import SavedAlgorithm, ranked, resuming
+from sb3_softac.files.checkpoint import Checkpoint, Folder, Lock, new_run
 from sb3_softac.files.segments import BufferLog
 
-__all__ = ["ExactCheckpointCallback"]
+__all__ = ["ExactCheckpointCallback", "newest_step"]
+
+
+def newest_step(folder: str | pathlib.Path) -> int | None:
+    """The step that ``resume`` would go on from, or None if there is no whole checkpoint: a new run begins then.
+
+    :param folder: what ``ExactCheckpointCallback`` writes to; with several ranks all must see the same folder
+    """
+    if ranked.ranks_in(folder):
+        return next((n_steps for n_steps, _ in ranked.common_steps(folder)), None)
+    newest = Folder(folder).newest_whole()
+    return None if newest < 0 else newest
 
 
 class ExactCheckpointCallback(BaseCallback):
@@ -57,23 +68,67 @@ class ExactCheckpointCallback(BaseCallback):
         runtime = model._runtime
         if runtime.run is None:
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
-        place = Folder(self.folder)
-        lock = place.claim(runtime.run)
+        group, place = runtime.group, self._place()
+        if group is None:
+            if "ranks" not in runtime.run and ranked.common_steps(self.folder):
+                raise ValueError(
+                    f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or "
+                    "go on with that run by `resume`."
+                )
+            self._claim(place)
+        else:
+            self._refuse_a_run_of_one_process()
+            option: Any = vars(model)["distributed"]
+            timeout = option["timeout"] if isinstance(option, dict) else None
+            runtime.run = {**group.gather_objects(runtime.run)[0], "ranks": group.size, "timeout": timeout}
+            none_whole = group.all_agree(not ranked.common_steps(self.folder))
+            try:
+                ranked.agree(group, "begin to write checkpoints", lambda: self._claim_of_rank(place, none_whole))
+            except BaseException:
+                self.release()
+                raise
+        if runtime.buffer_log is None or runtime.buffer_log.folder.resolve() != place.segments.resolve():
+            runtime.buffer_log = BufferLog(place.segments)
+        self._is_due, self._newest = False, -1
+        runtime.between_rollouts.append(self._between_rollouts)
+
+    def _place(self) -> Folder:
+        """Where this process writes."""
+        runtime = self.model._runtime
+        if runtime.group is None and "ranks" not in (runtime.run or {}):
+            return Folder(self.folder)
+        return Folder(ranked.folder_of(self.folder, 0 if runtime.group is None else runtime.group.rank))
+
+    def _claim(self, place: Folder) -> None:
+        lock = place.claim(self.model._runtime.run)
         try:
             self._refuse_a_later_one(place)
         except BaseException:
             lock.release()
             raise
         self._lock = lock
-        if runtime.buffer_log is None or runtime.buffer_log.folder.resolve() != place.segments.resolve():
-            runtime.buffer_log = BufferLog(place.segments)
-        self._is_due, self._newest = False, -1
-        runtime.between_rollouts.append(self._between_rollouts)
+
+    def _claim_of_rank(self, place: Folder, none_whole: bool) -> None:
+        if none_whole:
+            ranked.forget_incomplete(place)
+        self._lock = place.claim(self.model._runtime.run)
+        newest = max((steps for steps, _ in ranked.common_steps(self.folder)), default=-1)
+        self._refuse_later_steps(newest)
+
+    def _refuse_a_run_of_one_process(self) -> None:
+        if Folder(self.folder).checkpoints():
+            raise ValueError(
+                f"`folder` is {str(self.folder)!r}, which holds checkpoints of a run of one process, but it must be another "
+                "one with several ranks."
+            )
 
     def _refuse_a_later_one(self, place: Folder) -> None:
         """It would be removed, or be taken for the newest."""
         n_steps = self.model.num_timesteps
-        newest = place.newest_whole() if any(number > n_steps for number in place.numbers()) else -1
+        self._refuse_later_steps(place.newest_whole() if any(number > n_steps for number in place.numbers()) else -1)
+
+    def _refuse_later_steps(self, newest: int) -> None:
+        n_steps = self.model.num_timesteps
         if newest > n_steps:
             raise ValueError(
                 f"`folder` is {str(self.folder)!r}, where this run has a checkpoint at {newest:,} steps, but the model is at "
@@ -94,7 +149,7 @@ class ExactCheckpointCallback(BaseCallback):
 
         :return: its folder
         """
-        model, place = self.model, Folder(self.folder)
+        model, place = self.model, self._place()
         runtime = model._runtime
         if self._lock is None:
             raise ValueError("`save` writes checkpoints while `learn` runs, but it does not.")
@@ -107,10 +162,17 @@ class ExactCheckpointCallback(BaseCallback):
                 errno.ENOENT, "the folder was removed during the training, and nothing was saved", str(self.folder)
             )
         self._is_due = False
-        checkpoint = resuming.take(model, self.folder, runtime.buffer_log, runtime.run)
-        path = place.write(checkpoint, self.keep)
+
+        def take() -> Checkpoint:
+            return resuming.take(model, place.path, runtime.buffer_log, runtime.run)
+
+        if runtime.group is None:
+            path = place.write(take(), self.keep)
+            ranked.remove_others(place, 1)
+        else:
+            path = ranked.write(runtime.group, place, take, self.keep)
         self._newest, runtime.newest_checkpoint = model.num_timesteps, path
-        if self.verbose >= 1:
+        if self.verbose >= 1 and (runtime.group is None or runtime.group.rank == 0):
             print(f"Checkpoint: {path}")
         return path
 

@@ -66,7 +66,15 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     log_name: ClassVar[str]
     #: options that are chosen once: what was built for one value has no place for another
     fixed_options: ClassVar[frozenset[str]] = frozenset(
-        ("n_steps", "policy_kwargs", "buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage")
+        (
+            "n_steps",
+            "policy_kwargs",
+            "buffer_size",
+            "replay_buffer_class",
+            "replay_buffer_kwargs",
+            "optimize_memory_usage",
+            "distributed",
+        )
     )
     _cached_options: ClassVar[list[str] | None] = None
     policy: SoftPolicy

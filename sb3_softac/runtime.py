@@ -7,8 +7,8 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_softac.collect import CapturedActor, DirectActor, Overlapped, StoredUpTo
-from sb3_softac.engine import AsyncMetrics, Engine
+from sb3_softac.collect import CapturedActor, DirectActor, Overlapped, PooledStatistics, StoredUpTo
+from sb3_softac.engine import AsyncMetrics, Engine, Group
 from sb3_softac.replay import Batch, BlockSampler
 from sb3_softac.update import Update
 
@@ -34,6 +34,8 @@ class Resumption:
     total_timesteps: int
     #: what the caller of ``resume`` has for names in the files
     custom_objects: dict[str, Any] = field(default_factory=dict)
+    #: of new random generators, or None for those that it had
+    seed: int | None = None
 
 
 @dataclass
@@ -81,6 +83,11 @@ class Runtime:
     newest_checkpoint: Any = None
     #: what is still to be put in place after ``resume``
     resumption: Resumption | None = None
+    #: the ranks that train together, None for this process alone; their common statistics; and episodes of which the others do
+    #: not know yet
+    group: Group | None = None
+    statistics: PooledStatistics | None = None
+    new_episodes: list[Any] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[()]]:
         """Copies and pickles get a new one."""

@@ -124,6 +124,9 @@ class SoftAC(SoftAlgorithm):
     :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps that were done in this
         process and are to come are so many that it pays off. On CUDA devices anything but False also captures it in a CUDA
         graph. Results differ in rounding
+    :param distributed: train one model in several processes, each with environments and a replay buffer of its own: True
+        joins the group that torchrun describes, ``dict(timeout=60.0)`` with this time-out in seconds; None does so if the
+        process is in a group of ``torch.distributed`` already; False never does. See docs/distributed.md
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
@@ -199,6 +202,7 @@ class SoftAC(SoftAlgorithm):
         precision: Precision = "float32",
         compile: Compile = "auto",
         overlap: bool = False,
+        distributed: bool | dict[str, Any] | None = None,
     ) -> None:
         require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
@@ -229,6 +233,7 @@ class SoftAC(SoftAlgorithm):
         self.precision: Precision = precision
         self.compile: Compile = compile
         self.overlap = overlap
+        self.distributed = distributed
         super().__init__(
             policy,
             env,

@@ -102,6 +102,7 @@ class SoftQL(SoftAlgorithm):
     :param overlap: do the gradient steps of a rollout while the environments take the steps of the next one, in other
         processes (``SubprocVecEnv``); the policy that acts lags by one rollout
     :param compile: compile the gradient step, as in ``SoftAC``
+    :param distributed: train in several processes, as in ``SoftAC``
     :raises ValueError: a value out of range, or options that contradict each other
     """
 
@@ -163,6 +164,7 @@ class SoftQL(SoftAlgorithm):
         precision: Precision = "float32",
         compile: Compile = "auto",
         overlap: bool = False,
+        distributed: bool | dict[str, Any] | None = None,
     ) -> None:
         require_environment(env, _init_setup_model)
         self.ent_coef = ent_coef
@@ -187,6 +189,7 @@ class SoftQL(SoftAlgorithm):
         self.precision: Precision = precision
         self.compile: Compile = compile
         self.overlap = overlap
+        self.distributed = distributed
         super().__init__(
             policy,
             env,

@@ -127,6 +127,15 @@ def _check_compile(value: Any) -> Any:
     return bool(value)
 
 
+def check_distributed(value: Any) -> bool | dict[str, Any] | None:
+    """:raises ValueError: neither None, True, False nor a dict with a time-out"""
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    if not (isinstance(value, Mapping) and value.keys() == {"timeout"}):
+        refuse("distributed", value, "None, True, False, or dict(timeout=60.0), in seconds")
+    return {"timeout": check_real("distributed['timeout']", value["timeout"], above=0.0)}
+
+
 def check_common_options(
     arguments: Mapping[str, Any], observation_space: spaces.Space[Any], n_envs: int, weights_follow: bool = False
 ) -> dict[str, Any]:
@@ -176,6 +185,7 @@ def check_common_options(
         _refuse_an_unused_learning_rate(arguments)
     check_choice("precision", arguments["precision"], ("float32", "bfloat16"))
     normal["compile"] = _check_compile(arguments["compile"])
+    normal["distributed"] = check_distributed(arguments.get("distributed"))
     _check_temperature(arguments)
     _check_replay_buffer({**arguments, **normal}, observation_space)
     return normal

@@ -4,6 +4,7 @@ from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
 from sb3_softac.collect.overlap import Overlapped, check_overlap
+from sb3_softac.collect.pooling import PooledStatistics
 from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.step_infos import StepInfos
 from sb3_softac.collect.validation import (
@@ -24,6 +25,7 @@ __all__ = [
     "CollectingAlgorithm",
     "DirectActor",
     "Overlapped",
+    "PooledStatistics",
     "StepInfos",
     "StoredUpTo",
     "VectorEnvAdapter",

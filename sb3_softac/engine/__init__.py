@@ -5,6 +5,7 @@ The lowest wing of the house: it knows nothing of algorithms, networks or buffer
 
 from sb3_softac.engine.engine import Compile, Engine, missing_for_compilation, why_only_eager
 from sb3_softac.engine.graphs import AsyncMetrics
+from sb3_softac.engine.group import Group, GroupError
 from sb3_softac.engine.guards import ModuleGuards
 from sb3_softac.engine.optimizers import OptimizerStep
 from sb3_softac.engine.optimizers import restart as restart_optimizer
@@ -15,6 +16,8 @@ __all__ = [
     "AsyncMetrics",
     "Compile",
     "Engine",
+    "Group",
+    "GroupError",
     "Metrics",
     "ModuleGuards",
     "OptimizerStep",

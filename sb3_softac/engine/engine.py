@@ -18,6 +18,7 @@ import torch as th
 
 from sb3_softac.engine import graphs, optimizers, torch_internals
 from sb3_softac.engine.allocator import keep_freed_memory
+from sb3_softac.engine.group import Group
 from sb3_softac.engine.guards import ModuleGuards, obstacle_in, tensor_hook_in
 from sb3_softac.engine.optimizers import OptimizerStep, TensorOptimizers
 from sb3_softac.engine.steps import (
@@ -137,7 +138,10 @@ class Engine:
         elif self._failed:
             obstacle = "it failed before"
         self.compiles, reason = (False, obstacle) if obstacle else self._whether_to_compile(update, compile, planned)
-        self.captures = update.device.type in graphs.CAPTURING and obstacle is None
+        group = update.group
+        if group is not None and not group.all_agree(self.compiles) and self.compiles:
+            self.compiles, reason = False, "another rank does not compile"
+        self.captures = update.device.type in graphs.CAPTURING and obstacle is None and group is None
         if before != (self.compiles, self.captures):
             self._forget()
         self.decided = True
@@ -211,6 +215,8 @@ class Engine:
         if step is not None:
             return step(batch, noise)
         before = StepState(update, optimizers_now)
+        if update.group is not None:
+            return self._run_together(update.group, cached, update, batch, noise, flags, before)
         try:  # compilers fail in many ways, and memory may end in the middle of the first step
             return self._run_first(self._build(cached, update, batch, noise, flags, optimizers_now), batch, noise)
         except Exception as error:
@@ -218,6 +224,23 @@ class Engine:
             self._give_up(error)
             # fails again if the step itself is at fault
             return call(update, batch, noise, flags, self._numbers, optimizers.step)
+
+    def _run_together(
+        self, group: Group, cached: _CachedStep, update: Update, batch: Any, noise: Any, flags: UpdateFlags, before: StepState
+    ) -> Metrics:
+        """The first of a kind of step on several ranks: each compiles and tries it by itself; all use it, or none does."""
+        failure: Exception | None = None
+        try:
+            with group.silent():
+                self._run_first(self._build(cached, update, batch, noise, flags, update.optimizers(flags)), batch, noise)
+        except Exception as error:  # as in `run`
+            failure = error
+        before.restore()
+        if group.all_agree(failure is None):
+            assert cached.step is not None, "it has just been built"
+            return cached.step(batch, noise)
+        self._give_up(failure or RuntimeError("another rank could not do it"))
+        return call(update, batch, noise, flags, self._numbers, optimizers.step)
 
     def _run_first(self, step: BuiltStep, batch: Any, noise: Any) -> Metrics:
         """The first call of a step, which compiles it."""

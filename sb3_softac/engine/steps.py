@@ -10,6 +10,7 @@ import torch as th
 from torch import nn
 
 from sb3_softac.engine import graphs, matmul, precision, torch_internals
+from sb3_softac.engine.group import Group
 from sb3_softac.engine.optimizers import OptimizerStep, TensorOptimizers
 
 
@@ -32,6 +33,8 @@ class Update(Protocol):
 
     #: whether it computes the same in every step, by tensor operations alone
     compilable: bool
+    #: the ranks that do it together, or None
+    group: Group | None
 
     @property
     def settings(self) -> Hashable:

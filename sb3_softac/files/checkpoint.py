@@ -253,6 +253,15 @@ class Folder:
 
         :raises OSError: it cannot be written; the older ones are as they were
         """
+        target = self.put(checkpoint)
+        self.clean(target, keep)
+        return target
+
+    def put(self, checkpoint: Checkpoint) -> pathlib.Path:
+        """As :meth:`write`, but all others stay.
+
+        :raises OSError: it cannot be written; the older ones are as they were
+        """
         self.refuse_link()
         name = f"{PREFIX}{checkpoint.n_steps:012d}"
         unfinished = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -278,7 +287,6 @@ class Folder:
             write_through_folder(self.path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._clean(target, keep)
         return target
 
     def newest_whole(self) -> int:
@@ -288,7 +296,7 @@ class Folder:
                 return self.read(path).n_steps
         return -1
 
-    def _clean(self, newest: pathlib.Path, keep: int) -> None:
+    def clean(self, newest: pathlib.Path, keep: int) -> None:
         """Remove what no kept checkpoint needs; one that claims more steps than the newest is damaged."""
         paths = self.checkpoints()
         for old in [*paths[: paths.index(newest)], *paths[paths.index(newest) + keep :]]:

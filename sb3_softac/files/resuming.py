@@ -17,7 +17,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import TrainFreq
-from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.utils import get_device, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.collect import StoredUpTo
@@ -96,7 +96,8 @@ def take(model: Any, folder: pathlib.Path, log: BufferLog, run: dict[str, Any]) 
     model._follow_options()
     arrays: Arrays = {}
     state = state_of(model, arrays)
-    return Checkpoint(folder, run, model.num_timesteps, state, arrays, log.write(model.replay_buffer, model.num_timesteps))
+    own_steps = model.num_timesteps // run.get("ranks", 1)
+    return Checkpoint(folder, run, model.num_timesteps, state, arrays, log.write(model.replay_buffer, own_steps))
 
 
 def state_of(model: Any, arrays: Arrays) -> dict[str, Form]:
@@ -206,14 +207,31 @@ def resume(
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
     damages: list[str] = []
     for checkpoint in place.whole():
-        _check_run(cls, checkpoint, wrapped)
         try:
-            with built_from(str(checkpoint.path)), _trusted(checkpoint):
-                return _build(cls, place, checkpoint, wrapped, device, custom_objects or {}, expected)
+            return build_from(cls, place, checkpoint, wrapped, device, custom_objects or {}, expected)
         except DamagedFileError as damage:
             damages.append(str(damage))
             warnings.warn(f"{checkpoint.path.name} is damaged: {damage} The one before it is tried.", stacklevel=3)
     raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole: {' '.join(damages[:5])}")
+
+
+def build_from(
+    cls: type[Any],
+    place: Folder,
+    checkpoint: Checkpoint,
+    env: VecEnv,
+    device: th.device | str,
+    replaced: dict[str, Any],
+    expected: dict[str, Any],
+) -> Any:
+    """The model of one checkpoint.
+
+    :raises ValueError: another algorithm, environment or option
+    :raises DamagedFileError: no model can be made of it
+    """
+    _check_run(cls, checkpoint, env)
+    with built_from(str(checkpoint.path)), _trusted(checkpoint):
+        return _build(cls, place, checkpoint, env, device, replaced, expected)
 
 
 def _build(
@@ -236,7 +254,7 @@ def _build(
     model.set_parameters(parameters, exact_match=True, device=device)
     check_optimizers(model)
     runtime, log = model._runtime, BufferLog(place.segments)
-    log.n_steps = model.num_timesteps
+    log.n_steps = model.num_timesteps // checkpoint.run.get("ranks", 1)
     segments.restore(place.segments, checkpoint.segments, model.replay_buffer, state["replay_buffer"], arrays, log)
     require(type(state["engine"]) is int and 0 <= state["engine"] < 1 << 62, "the number of gradient steps is none")
     runtime.engine.n_steps = state["engine"]
@@ -343,6 +361,9 @@ def finish(model: Any) -> None:
         require(generator is None or isinstance(generator, np.random.Generator), "the action space has no generator")
         model.action_space._np_random = generator
         _restore_generators(Decoder(arrays)(state["generators"]), model)
+        if resumption.seed is not None:
+            set_random_seed(resumption.seed)
+            model.action_space.seed(resumption.seed)
     except Exception as problem:  # all of it is about what is in the files, and what of it has a place here
         raise ValueError(describe_failure(checkpoint, problem)) from problem
     model._runtime.resumption = None

@@ -94,7 +94,7 @@ class UnitBatchNorm(BatchRenorm):
 
     def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor]:
         centred, shift, var = super()._batch_moments(inputs)
-        n_rows = inputs.shape[-2]
+        n_rows = inputs.shape[-2] * (1 if self.group is None else self.group.size)
         return centred, shift, var * ((n_rows - 1) / n_rows)  # the running variance is the unbiased one
 
     @th.no_grad()

@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_softac.engine import Group
 from sb3_softac.networks.ensemble import CriticIndices, choose
 
 #: training passes before batch renormalisation begins; plain batch statistics until then
@@ -51,6 +52,8 @@ class BatchRenorm(nn.Module):
         self.register_buffer("running_steps", th.zeros((), dtype=th.long))
         #: whether the statistics are those of the batch, and move the running ones
         self.uses_batch = False
+        #: ranks whose batches count as one; None for this process alone
+        self.group: Group | None = None
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:
         """Normalise each feature.
@@ -73,10 +76,14 @@ class BatchRenorm(nn.Module):
     def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor]:
         """What is normalised is (x − m + shift)/√(variance + ε): x − m with the mean m of the batch, shift, variance."""
         over, keep = (0, False) if self.n_networks is None else (1, True)
-        # Not var_mean, which takes ten times as long on a CPU: its reduction over rows is not vectorised.
-        mean = inputs.mean(over, keepdim=keep)
-        centred = inputs - mean
-        var = centred.square().sum(over, keepdim=keep) / (inputs.shape[over] - 1)
+        if self.group is None:
+            # Not var_mean, which takes ten times as long on a CPU: its reduction over rows is not vectorised.
+            mean = inputs.mean(over, keepdim=keep)
+            centred = inputs - mean
+            var = centred.square().sum(over, keepdim=keep) / (inputs.shape[over] - 1)
+        else:
+            var, mean = self._joint_moments(inputs, over, keep, self.group)
+            centred = inputs - mean
         shift, used_var = None, var
         if self.warmup_steps is not None:
             begun = self.running_steps > self.warmup_steps
@@ -91,3 +98,11 @@ class BatchRenorm(nn.Module):
             self.running_var.add_(self.momentum * (var - self.running_var))
             self.running_steps.add_(1)
         return centred, shift, used_var
+
+    def _joint_moments(self, inputs: th.Tensor, over: int, keep: bool, group: Group) -> tuple[th.Tensor, th.Tensor]:
+        """Variance and mean of the batches of all ranks together, by one message."""
+        var, mean = th.var_mean(inputs, dim=over, correction=0, keepdim=keep)
+        shift = mean - self.running_mean  # squares of what is left lose less to rounding
+        shift, square = group.mean(th.stack([shift, var + shift.square()])).unbind()
+        n_all = inputs.shape[over] * group.size
+        return (square - shift.square()).clamp(min=0.0) * (n_all / (n_all - 1)), self.running_mean + shift

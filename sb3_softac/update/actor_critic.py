@@ -280,7 +280,8 @@ class ActorCriticUpdate(Update):
 
     def draw_critic_indices(self) -> th.Tensor:
         """The random subset of critics that a target is taken over, (M,)."""
-        return th.randperm(self.networks.critic.n_critics, device=self.device)[: self.settings.target_subset]
+        indices = th.randperm(self.networks.critic.n_critics, device=self.device)[: self.settings.target_subset]
+        return indices if self.group is None else self.group.from_first(indices)  # of the joint batch there is one subset
 
 
 def both(observations: Any, others: Any) -> Any:

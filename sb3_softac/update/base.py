@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch as th
 from torch import nn
 
-from sb3_softac.engine import Metrics, OptimizerStep, Precision, UpdateFlags, torch_internals
+from sb3_softac.engine import Group, Metrics, OptimizerStep, Precision, UpdateFlags, torch_internals
 from sb3_softac.engine.optimizers import clip, gradients_of
 from sb3_softac.engine.optimizers import step as plain_step
 from sb3_softac.replay import Batch
@@ -79,6 +79,8 @@ class Update(ABC):
         self.tau = 0.005
         self.reward_scale = 1.0
         self.max_grad_norm = math.inf
+        #: the ranks that train together, each on a batch of its own; None for this process alone
+        self.group: Group | None = None
         self._device: th.device | None = None
         self._target_tensors: tuple[list[th.Tensor], ...] | None = None
         self._batch_norms: dict[int, list[Any]] = {}
@@ -133,7 +135,7 @@ class Update(ABC):
         layers = self._batch_norms.get(id(network))
         if layers is None:
             layers = self._batch_norms[id(network)] = batch_norm_layers(network)
-        return batch_statistics(layers) if layers else nullcontext()
+        return batch_statistics(layers, self.group) if layers else nullcontext()
 
     def projected_layers(self, network: nn.Module) -> list[Any]:
         """The layers of ``network`` whose weights are projected after each step of its optimizer."""
@@ -187,6 +189,8 @@ class Update(ABC):
     ) -> th.Tensor:
         """The one place where gradients enter parameters, those of the temperature included.
 
+        With several ranks all see the mean of their gradients, that of a loss over all batches.
+
         :param optimizer: owner of the parameters
         :param gradients: one for each of its parameters, None where there is none
         :param optimizer_step: does its step
@@ -194,6 +198,8 @@ class Update(ABC):
         :param projected: layers whose weights are put back onto their sphere after the step
         :return: norm of the gradients before clipping, ()
         """
+        if self.group is not None:
+            gradients = self.group.average(gradients)
         norm, clipped = clip(gradients, max_norm)
         optimizer_step(optimizer, clipped)
         with th.no_grad():

@@ -1,0 +1,268 @@
+"""Checkpoints of several ranks: each has a folder of its own (rank-0, rank-1, ...), and they count only together.
+
+The folder of a rank is like that of a run of one process, with its replay buffer, environments and random generators. Its
+weights are those of all ranks. The manifest says how many ranks there are.
+"""
+
+import hashlib
+import pathlib
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.utils import get_device
+
+from sb3_softac.collect import StoredUpTo, close_trajectory
+from sb3_softac.engine import Group, GroupError
+from sb3_softac.errors import DamagedFileError
+from sb3_softac.files import resuming, segments
+from sb3_softac.files.checkpoint import Checkpoint, Folder, Lock, steps_of
+from sb3_softac.files.segments import BufferLog, rows_of
+from sb3_softac.files.unpickling import Damage
+
+#: buffers whose transitions stand for themselves, or belong to trajectories that may be closed anywhere
+DEALT = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+
+
+def folder_of(folder: str | pathlib.Path, rank: int) -> pathlib.Path:
+    """Where a rank writes."""
+    return pathlib.Path(folder) / f"rank-{rank}"
+
+
+def ranks_in(folder: str | pathlib.Path) -> list[int]:
+    """The ranks that have a folder, in order."""
+    path = pathlib.Path(folder)
+    names = [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"rank-\d{1,6}", name, re.ASCII))
+
+
+def common_steps(folder: str | pathlib.Path) -> list[tuple[int, int]]:
+    """Steps and numbers of ranks of the checkpoints that all their ranks have written, the newest first.
+
+    Only manifests are looked at: files may still be damaged.
+    """
+    found = []
+    for path in Folder(folder_of(folder, 0)).checkpoints():
+        first = _run_of(folder_of(folder, 0), path.name)
+        n_ranks = first.get("ranks")
+        if type(n_ranks) is not int or not 0 < n_ranks <= 1 << 20:
+            continue
+        runs = [_run_of(folder_of(folder, rank), path.name) for rank in range(n_ranks)]
+        if all(run.get("id") == first["id"] and run.get("ranks") == n_ranks for run in runs):
+            found.append((steps_of(path), n_ranks))
+    return found
+
+
+def _run_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    try:
+        return Folder(folder)._manifest(folder / name).run
+    except (Damage, DamagedFileError):  # DamagedFileError: of a newer version, which `resume` names
+        return {}
+
+
+def timeout_of(folder: str | pathlib.Path) -> float | None:
+    """The time-out that the newest run had asked for."""
+    steps = common_steps(folder)
+    name = Folder(folder_of(folder, 0)).checkpoints()[0].name if steps else ""
+    timeout = _run_of(folder_of(folder, 0), name).get("timeout")
+    return timeout if isinstance(timeout, float) else None
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------
+
+
+def agree(group: Group, what: str, do: Callable[[], Any]) -> Any:
+    """Do something on all ranks; if it fails on one, all fail.
+
+    :raises GroupError: another rank has failed
+    """
+    failure: Exception | None = None
+    result = None
+    try:
+        result = do()
+    except Exception as error:
+        failure = error
+    reports = group.gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
+    group.told = any(report is not None for report in reports)
+    if failure is not None:
+        raise failure
+    for rank, report in enumerate(reports):
+        if report is not None:
+            raise GroupError(f"Rank {rank} could not {what}: {report}")
+    return result
+
+
+def forget_incomplete(place: Folder) -> None:
+    """Remove what a run has left that was killed before all ranks had written a first checkpoint.
+
+    :raises ValueError: another process writes there
+    """
+    if place.checkpoints():
+        lock = Lock(place.path)
+        try:
+            for path in place.checkpoints():
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            lock.release()
+
+
+def write(group: Group, place: Folder, take: Callable[[], Checkpoint], keep: int) -> pathlib.Path:
+    """Write the part of this rank; older ones are removed once all ranks have written theirs.
+
+    :raises GroupError: another rank could not
+    """
+    path: pathlib.Path = agree(group, "write its checkpoint", lambda: place.put(take()))
+    place.clean(path, keep)
+    if group.rank == 0:
+        remove_others(place, group.size)
+    return path
+
+
+def remove_others(place: Folder, size: int) -> None:
+    """Remove the folders of ranks that there are no longer; nothing where ``place`` is that of a run of one process.
+
+    :param place: where rank 0 writes
+    :param size: how many ranks there are
+    """
+    folder = place.path.parent
+    if place.path == folder_of(folder, 0):
+        for rank in ranks_in(folder):
+            if rank >= size:
+                shutil.rmtree(folder_of(folder, rank), ignore_errors=True)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def resume(
+    cls: type[Any],
+    folder: str | pathlib.Path,
+    env: Any,
+    device: Any,
+    custom_objects: dict[str, Any] | None,
+    expected: dict[str, Any],
+    group: Group | None,
+) -> Any:
+    """See ``SavedAlgorithm.resume``; with another number of ranks replay buffers are dealt out anew.
+
+    :param group: the ranks that go on, None for one process
+    """
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    device = get_device(device)
+    wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
+    for n_steps, n_ranks in _steps_or_refuse(folder):
+        mine = [rank] if n_ranks == size else range(n_ranks)
+        problem, parts = None, []
+        try:
+            parts = [_read(folder, each, n_steps) for each in mine]
+        except Damage as damage:
+            problem = str(damage)
+        problems = [problem] if group is None else group.gather_objects(problem)
+        if any(problems):
+            reason = next(filter(None, problems))
+            warnings.warn(
+                f"The checkpoint at step {n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
+            )
+            continue
+        arguments = cls, wrapped, device, custom_objects or {}, expected
+        model = _same(folder, rank, parts[0], arguments) if n_ranks == size else _dealt(folder, rank, size, parts, arguments)
+        if group is None:
+            model.distributed = None
+            model._runtime.options = model._option_values()  # nobody has set it
+        return model
+    raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole on all ranks.")
+
+
+def _steps_or_refuse(folder: str | pathlib.Path) -> list[tuple[int, int]]:
+    steps = common_steps(folder)
+    if not steps:
+        raise ValueError(
+            f"`folder` is {str(folder)!r}, but it must hold a checkpoint that all ranks have written; it has parts of "
+            f"rank {', '.join(map(str, ranks_in(folder)))} only."
+        )
+    return steps
+
+
+def _read(folder: str | pathlib.Path, rank: int, n_steps: int) -> Checkpoint:
+    place = Folder(folder_of(folder, rank))
+    return place.read(next(path for path in place.checkpoints() if steps_of(path) == n_steps))
+
+
+def _build(folder: str | pathlib.Path, rank: int, part: Checkpoint, arguments: Any) -> Any:
+    cls, env, device, custom_objects, expected = arguments
+    return resuming.build_from(cls, Folder(folder_of(folder, rank)), part, env, device, custom_objects, expected)
+
+
+def _same(folder: str | pathlib.Path, rank: int, part: Checkpoint, arguments: Any) -> Any:
+    return _build(folder, rank, part, arguments)
+
+
+def _dealt(folder: str | pathlib.Path, rank: int, size: int, parts: list[Checkpoint], arguments: Any) -> Any:
+    """A model with its share of each replay buffer. New episodes begin, with random numbers of their own."""
+    n_ranks, source = len(parts), rank % len(parts)
+    part = parts[source]
+    part.state["environment"] = {**part.state["environment"], "obstacle": f"{n_ranks} ranks go on as {size}"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The environments cannot be put where they were")
+        model = _build(folder, source, part, arguments)
+    kind = type(model.replay_buffer)
+    if kind not in DEALT or model.optimize_memory_usage:
+        raise ValueError(
+            f"`folder` is {str(folder)!r}, a run of {n_ranks} ranks, and must go on with as many, not {size}: a "
+            f"{kind.__name__}{' of optimized memory' if model.optimize_memory_usage else ''} cannot be dealt out anew."
+        )
+    shares = [_share(model, folder, index, each, rank, size) for index, each in enumerate(parts)]
+    _fill(model, shares)
+    runtime = model._runtime
+    runtime.run = {**part.run, "ranks": size}
+    text = f"{part.run.get('id')} {part.n_steps} {rank} {size}"
+    runtime.resumption.seed = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
+    model.env.seed(runtime.resumption.seed)
+    if rank == 0:
+        warnings.warn(
+            f"The run had {n_ranks} ranks and goes on with {size}: replay buffers are dealt out anew, and new episodes begin.",
+            stacklevel=4,
+        )
+    return model
+
+
+def _share(
+    model: Any, folder: str | pathlib.Path, index: int, part: Checkpoint, rank: int, size: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The rows of one buffer that belong to ``rank``, of ``size``, from the oldest to the newest."""
+    place = Folder(folder_of(folder, index))
+    model._allocate_replay_buffer()
+    buffer = model.replay_buffer
+    segments.restore(
+        place.segments, part.segments, buffer, part.state["replay_buffer"], part.arrays, BufferLog(place.segments)
+    )
+    n_rows, length = buffer.size(), buffer.buffer_size
+    oldest = buffer.pos if buffer.full else 0
+    first, last = rank * n_rows // size, (rank + 1) * n_rows // size
+    most = max(1, length // part.run["ranks"])
+    chosen = (oldest + np.arange(max(first, last - most), last)) % length
+    if len(chosen):
+        close_trajectory(buffer)
+        if hasattr(buffer, "timeouts"):
+            end = chosen[-1]
+            buffer.timeouts[end] = np.logical_or(buffer.timeouts[end], np.logical_not(buffer.dones[end]))
+    return {name: rows[chosen].copy() for name, rows in rows_of(buffer).items()}
+
+
+def _fill(model: Any, shares: list[dict[str, np.ndarray[Any, Any]]]) -> None:
+    """Put shares into a new buffer, one behind the other."""
+    model._allocate_replay_buffer()
+    buffer, start = model.replay_buffer, 0
+    for share in shares:
+        n_rows = len(next(iter(share.values())))
+        for name, rows in rows_of(buffer).items():
+            rows[start : start + n_rows] = share[name]
+        start += n_rows
+    buffer.pos, buffer.full = start % buffer.buffer_size, start == buffer.buffer_size
+    model._runtime.buffer_log = None
+    model._runtime.stored = StoredUpTo(buffer, None)
