@@ -55,12 +55,6 @@ def without_tensor_optimizers() -> None:
     replace(optimizers, "can_replace_in_eager_mode", lambda _: False)
 
 
-def without_single_loops() -> None:
-    from sb3_softac.engine import torch_internals
-
-    replace(torch_internals, "loop_options", dict)
-
-
 #: parts by their names, with what switches each off before a model is made
 PARTS: dict[str, Callable[[], None]] = {
     "oneDNN products": without_onednn,
@@ -68,10 +62,9 @@ PARTS: dict[str, Callable[[], None]] = {
     "direct acting": without_direct_acting,
     "block sampling": without_block_sampling,
     "tensor optimizers": without_tensor_optimizers,
-    "loops in one thread": without_single_loops,
 }
-#: parts that a compiled step always has, those that only it has, and those that no update needs
-ALWAYS_COMPILED, ONLY_COMPILED, OF_LEARNING = {"tensor optimizers"}, {"loops in one thread"}, {"direct acting"}
+#: parts that a compiled step always has, and those that no update needs
+ALWAYS_COMPILED, OF_LEARNING = {"tensor optimizers"}, {"direct acting"}
 
 
 def cases() -> list[tuple[speed.Case, str]]:
@@ -83,14 +76,19 @@ def cases() -> list[tuple[speed.Case, str]]:
             speed.Case(f"2x256{suffix}", threads=threads),
             speed.Case(f"10 critics{suffix}", threads=threads, n_critics=10),
         ]
+    small: dict[str, Any] = {"threads": 1, "obs_dim": 3, "action_dim": 1, "net_arch": (64, 64)}
+    chosen += [speed.Case("2x64 Pendulum, 1 thread", **small)]
+    chosen += [speed.Case("2x64 Pendulum, 20 steps, 1 thread", gradient_steps=20, **small)]
+    chosen += [speed.Case("act, 1 environment, 1 thread", kind="act", threads=1)]
     chosen += [speed.Case(f"learn, {n} environment{'s' * (n > 1)}, 2 threads", kind="learn", n_envs=n) for n in (1, 8)]
     return [(case, way) for case in chosen for way in ("SoftAC eager", "SoftAC compiled")]
 
 
 def parts_of(case: speed.Case, way: str) -> list[str]:
     """Those that can make a difference."""
-    compiled = way.endswith("compiled")
-    left_out = ALWAYS_COMPILED if compiled else ONLY_COMPILED
+    if case.kind == "act":
+        return ["direct acting"]
+    left_out = ALWAYS_COMPILED if way.endswith("compiled") else set()
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
 
 
@@ -178,10 +176,9 @@ def main() -> None:
         return
     if args.output is None:
         parser.error("--output is needed")
-    chosen = [
-        (case, way) for case, way in cases() if not args.only or any(word in f"{case.name}, {way}" for word in args.only)
-    ]
-    names = [f"{case.name}, {way.rpartition(' ')[2]}" for case, way in chosen]
+    every = {f"{case.name}, {way.rpartition(' ')[2]}": (case, way) for case, way in cases()}
+    names = [name for name in every if not args.only or any(word in name for word in args.only)]
+    chosen = [every[name] for name in names]
     rows = speed.read(args.output) if args.only and args.output.exists() else []
     rows = [row for row in rows if f"{row['case']}, {row['way']}" not in names]
     for case, way in chosen:

@@ -26,7 +26,7 @@ def test_every_part_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None
     for switch_off in ablation.PARTS.values():
         switch_off()
     assert os.environ == {"SB3_SOFTAC_NO_ONEDNN": "1"}
-    names = ["keep_freed_memory", "make_actor", "can_sample", "can_replace_in_eager_mode", "loop_options"]
+    names = ["keep_freed_memory", "make_actor", "can_sample", "can_replace_in_eager_mode"]
     assert replaced == names
 
 
@@ -39,7 +39,7 @@ def test_parts_are_measured_where_they_matter() -> None:
         "tensor optimizers",
     ]
     compiled = by_name["learn, 8 environments, 2 threads, SoftAC compiled"]
-    assert compiled == ["oneDNN products", "kept memory", "direct acting", "block sampling", "loops in one thread"]
+    assert compiled == ["oneDNN products", "kept memory", "direct acting", "block sampling"]
 
 
 def test_the_interval_of_a_median() -> None:
@@ -54,4 +54,4 @@ def test_the_table() -> None:
     row = {"case": "2x256", "way": "eager", "machine": "a processor", "gain": "1.25", "low": "1.1", "high": "1.3"}
     lines = ablation.report([row | {"part": "kept memory"}]).splitlines()
     assert lines[0].startswith("a processor; ")
-    assert lines[-1] == "| 2x256, eager |  | +25 % (+10 to +30) |  |  |  |  |"
+    assert lines[-1] == "| 2x256, eager |  | +25 % (+10 to +30) |  |  |  |"

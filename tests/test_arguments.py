@@ -32,6 +32,7 @@ ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
     ("learning_starts", -1),
     ("random_steps", -1),
     ("batch_size", 0),
+    ("action_noise", 0.1),
     ("tau", -0.1),
     ("tau", 1.1),
     ("tau", float("nan")),

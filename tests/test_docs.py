@@ -10,24 +10,27 @@ from pathlib import Path
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_softac
 from sb3_softac import SoftAC, SoftACPolicy, SoftQL, SoftQLPolicy
+from sb3_softac.collect import FACTS
 from sb3_softac.update import gaussian_kernel
 
 ROOT = Path(__file__).parent.parent
-README, ALGORITHM = (ROOT / "README.md").read_text(), (ROOT / "docs" / "algorithm.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+NAMES = PAGES["algorithm.md"] + PAGES["diagnosis.md"].partition("## Findings")[0]  # what they name must exist
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the rows of the first table below ``heading`` in the README."""
-    rows = README.split(heading)[1].split("\n\n| ")[1].split("\n\n")[0].splitlines()[2:]
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the rows of the first table below ``heading`` of a page."""
+    rows = PAGES[page].split(heading)[1].split("\n\n| ")[1].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\\\)\|", row.strip("| "))] for row in rows]
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+|Test\w+)`", ALGORITHM))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+|Test\w+)`", NAMES))))
 def test_every_test_that_is_named_exists(name: str) -> None:
     assert re.search(rf"(def|class) {name}\b", TESTS)
 
@@ -60,7 +63,7 @@ def is_defined(code: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("code", sorted(set(re.findall(r"`(?!test_|Test)([A-Za-z_][\w.]*(?:[=(][^`\n]*)?)`", ALGORITHM))))
+@pytest.mark.parametrize("code", sorted(set(re.findall(r"`(?!test_|Test)([A-Za-z_][\w.]*(?:[=(][^`\n]*)?)`", NAMES))))
 def test_every_function_and_option_that_is_named_exists(code: str) -> None:
     """Against the classes and modules themselves: a comment, a string or a local variable defines nothing."""
     assert is_defined(code)
@@ -72,20 +75,24 @@ def test_what_is_only_mentioned_does_not_exist(code: str) -> None:
     assert not is_defined(code)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+\.py)`", ALGORITHM))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+\.py)`", NAMES))))
 def test_every_file_of_tests_that_is_named_exists(name: str) -> None:
     assert list((ROOT / "tests").rglob(name))
 
 
 @pytest.mark.parametrize(
-    ("heading", "owner"),
-    [("## Options", SoftAC), ("`policy_kwargs` takes those of SB3's", SoftACPolicy), ("## Soft Q-learning", SoftQL)],
+    ("page", "heading", "owner"),
+    [
+        ("options.md", "# Options", SoftAC),
+        ("options.md", "`policy_kwargs` takes those of SB3's", SoftACPolicy),
+        ("soft-q-learning.md", "# Soft Q-learning", SoftQL),
+    ],
 )
-def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type) -> None:
+def test_the_tables_of_options_have_the_true_defaults(page: str, heading: str, owner: type) -> None:
     parameters = parameters_of(owner)
     keyword_only = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
     listed: set[str] = set()
-    for options, defaults, *_ in table(heading):
+    for options, defaults, *_ in table(page, heading):
         names = re.findall(r"`(\w+)`", options)
         known = {"gaussian_kernel": gaussian_kernel, "torch": torch}
         values = [eval(value, known) for value in re.findall(r"`([^`]+)`", defaults)] * len(names)
@@ -97,12 +104,15 @@ def test_the_tables_of_options_have_the_true_defaults(heading: str, owner: type)
     assert keyword_only - of_algorithm <= listed
 
 
-CHECKPOINTS = (ROOT / "docs" / "checkpoints.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + CHECKPOINTS, flags=re.DOTALL)
+SNIPPETS = {
+    f"{name} {number}": code
+    for name, text in PAGES.items()
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+}
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_every_snippet_runs_when_pasted_alone(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_every_snippet_runs_when_pasted_alone(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a hundredth of its training."""
     learn = OffPolicyAlgorithm.learn
 
@@ -112,4 +122,34 @@ def test_every_snippet_runs_when_pasted_alone(number: int, monkeypatch: pytest.M
 
     monkeypatch.setattr(OffPolicyAlgorithm, "learn", shortened)
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"snippet {number}", "exec"), {})
+    exec(compile(SNIPPETS[snippet], snippet, "exec"), {})
+
+
+def test_every_logged_metric_is_explained(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| ((?:`[\w/]+`(?:, )?)+)", PAGES["diagnosis.md"], flags=re.MULTILINE)
+    explained = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
+    explained |= {f"train/{owner}_learning_rate" for owner in ("critic", "value", "ent_coef")}  # short in one row
+    logged: set[str] = set()
+    options = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "normalize_rewards": 5.0, "resets": 20}
+    for owner, extra in ((SoftAC, options), (SoftAC, {"value_network": True}), (SoftQL, {})):
+        model = owner("MlpPolicy", "Pendulum-v1", learning_starts=10, policy_kwargs={"net_arch": [8]}, **extra)
+        logger = configure(str(tmp_path), ["csv"])
+        model.set_logger(logger)
+        model.learn(410, log_interval=1)
+        logger.close()
+        logged |= set((tmp_path / "progress.csv").read_text().splitlines()[0].split(","))
+    ours = {name for name in logged if name.startswith("train/") or name in {f"rollout/{fact}" for fact in FACTS}}
+    assert len(ours) > 15
+    assert ours <= explained
+    assert {f"rollout/{fact}" for fact in FACTS} <= ours
+
+
+def test_the_readme_is_for_five_minutes() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+    assert PAGES["README.md"].count("![") == 2  # returns and speed
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    assert pages | {"index.md", "contributing.md", "changelog.md"} == listed

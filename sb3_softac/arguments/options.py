@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.noise import ActionNoise
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, comparable, is_learned, refuse
 from sb3_softac.arguments.policy import BATCH_NORM_ENCODERS, BATCH_NORMS
@@ -159,6 +160,8 @@ def check_common_options(
         refuse("reward_scale", arguments["reward_scale"], "a finite number other than 0")
     if arguments["max_grad_norm"] is not None:
         check_real("max_grad_norm", arguments["max_grad_norm"], above=0.0)
+    if not isinstance(arguments["action_noise"], ActionNoise | None):
+        refuse("action_noise", arguments["action_noise"], "None or an ActionNoise of stable_baselines3.common.noise")
     for name in ("normalization", "encoder"):
         chosen = (arguments["policy_kwargs"] or {}).get(name)
         used = chosen.values() if isinstance(chosen, Mapping) else [chosen]

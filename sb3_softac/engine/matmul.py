@@ -1,12 +1,13 @@
 """Large matmuls by oneDNN, where that is faster than what PyTorch uses.
 
-PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors with AVX-512 reaches half of what they can
-do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. ``SB3_SOFTAC_NO_ONEDNN=1`` in front of
-``benchmarks/speed.py`` shows what it is worth.
+PyTorch's builds for x86 multiply float32 matrices with MKL, which on AMD processors whose units are 512 bits wide (Zen 5)
+reaches half of what they can do; oneDNN, a part of the same builds, reaches all of it, and adds the bias on the way. Zen 4 has
+halves of 256 bits: there both are equally fast. ``benchmarks/ablation.py`` shows what it is worth.
 """
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sb3_softac.engine import torch_internals
 LARGE = 1.5e6
 #: in eager mode, networks whose largest layer has fewer do not repay the evaluation of one network after the other
 LARGE_NETWORK = 1e7
+#: the "cpu family" of Zen 5 in /proc/cpuinfo
+ZEN_5 = 26
 
 
 def _onednn_is_faster() -> bool:
@@ -26,11 +29,13 @@ def _onednn_is_faster() -> bool:
     if os.environ.get("SB3_SOFTAC_NO_ONEDNN") or not has_onednn() or torch_internals.onednn_linear() is None:
         return False
     information = Path("/proc/cpuinfo")
-    vendor = information.read_text() if information.exists() else platform.processor()
-    return "AuthenticAMD" in vendor and th.backends.cpu.get_cpu_capability() == "AVX512"
+    processor = information.read_text() if information.exists() else platform.processor()  # on Windows "AMD64 Family 26 ..."
+    family = re.search(r"family\s*:?\s*(\d+)", processor, re.IGNORECASE)
+    is_wide = family is not None and int(family[1]) >= ZEN_5
+    return "AuthenticAMD" in processor and is_wide and th.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-#: whether this is an AMD processor with AVX-512, and PyTorch has oneDNN; ``SB3_SOFTAC_NO_ONEDNN=1`` says no
+#: whether this is an AMD processor of Zen 5 or later, and PyTorch has oneDNN; ``SB3_SOFTAC_NO_ONEDNN=1`` says no
 ONEDNN_IS_FASTER = _onednn_is_faster()
 
 

@@ -108,7 +108,6 @@ class CompiledStep:
             "size_asserts": False,
         }
         if update.device.type == "cpu":
-            options |= torch_internals.loop_options()
             options["cpp_wrapper"] = sys.platform == "linux"  # what starts the kernels is compiled, too; elsewhere it may fail
         replacement = products_pass(update)
         if replacement is not None:

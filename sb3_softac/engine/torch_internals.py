@@ -243,18 +243,6 @@ def can_trace_gradients() -> bool:
     return hasattr(config, "trace_autograd_ops") and hasattr(th.compiler, "skip_all_guards_unsafe")
 
 
-def loop_options() -> dict[str, Any]:
-    """Options of ``torch.compile`` for loops on the CPU: those of fewer elements per thread than this run in one thread.
-
-    With PyTorch's default of 512, threads wait for each other many times in a step with particles, for loops of microseconds.
-    """
-    try:
-        known = hasattr(th._inductor.config.cpp, "min_chunk_size")
-    except (AttributeError, ImportError):
-        known = False
-    return {"cpp.min_chunk_size": 32_768} if known else {}
-
-
 def _dynamo_config() -> Any:
     try:
         return th._dynamo.config

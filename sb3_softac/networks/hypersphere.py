@@ -92,10 +92,10 @@ class UnitBatchNorm(BatchRenorm):
     def __init__(self, features: int, n_networks: int | None = None) -> None:
         super().__init__(features, n_networks, warmup_steps=None, momentum=0.01, eps=1e-5)
 
-    def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        mean, var = super()._batch_moments(inputs)
+    def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor]:
+        centred, shift, var = super()._batch_moments(inputs)
         n_rows = inputs.shape[-2]
-        return mean, var * ((n_rows - 1) / n_rows)  # the running variance is the unbiased one
+        return centred, shift, var * ((n_rows - 1) / n_rows)  # the running variance is the unbiased one
 
     @th.no_grad()
     def project(self) -> None:

@@ -59,28 +59,35 @@ class BatchRenorm(nn.Module):
         :param indices: which networks; all of them where the statistics are those of the batch
         """
         if self.uses_batch:
-            mean, var = self._batch_moments(inputs)
+            centred, shift, var = self._batch_moments(inputs)
         elif self.n_networks is None:  # the same in one call
             return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            mean, var = choose(self.running_mean, indices), choose(self.running_var, indices)
-        normalised = (inputs - mean) / (var + self.eps).sqrt()
-        return choose(self.weight, indices) * normalised + choose(self.bias, indices)
+            centred, shift = inputs - choose(self.running_mean, indices), None
+            var = choose(self.running_var, indices)
+        # Of all that has the batch's size, this makes one: the rest are vectors of features.
+        scale = choose(self.weight, indices) / (var + self.eps).sqrt()
+        bias = choose(self.bias, indices)
+        return th.addcmul(bias if shift is None else bias + shift * scale, centred, scale)
 
-    def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _batch_moments(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, th.Tensor]:
+        """What is normalised is (x − m + shift)/√(variance + ε): x − m with the mean m of the batch, shift, variance."""
         over, keep = (0, False) if self.n_networks is None else (1, True)
-        var, mean = th.var_mean(inputs, dim=over, keepdim=keep)
-        used_mean, used_var = mean, var
+        # Not var_mean, which takes ten times as long on a CPU: its reduction over rows is not vectorised.
+        mean = inputs.mean(over, keepdim=keep)
+        centred = inputs - mean
+        var = centred.square().sum(over, keepdim=keep) / (inputs.shape[over] - 1)
+        shift, used_var = None, var
         if self.warmup_steps is not None:
             begun = self.running_steps > self.warmup_steps
             running_std = (self.running_var + self.eps).sqrt()
             r = ((var + self.eps).sqrt() / running_std).detach().clamp(1.0 / self.r_max, self.r_max)
             d = ((mean - self.running_mean) / running_std).detach().clamp(-self.d_max, self.d_max)
             std = var.clamp(min=1e-12).sqrt()  # at 0, as of a unit that is never active, the root has no derivative
-            used_mean = th.where(begun, mean - d * std / r, mean)
+            shift = th.where(begun, d * std / r, 0.0)
             used_var = th.where(begun, var / r.square(), var)
         with th.no_grad():
             self.running_mean.add_(self.momentum * (mean - self.running_mean))
             self.running_var.add_(self.momentum * (var - self.running_var))
             self.running_steps.add_(1)
-        return used_mean, used_var
+        return centred, shift, used_var

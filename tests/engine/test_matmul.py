@@ -266,14 +266,16 @@ def test_a_compiled_step_uses_them(kwargs: dict[str, Any], monkeypatch: pytest.M
 
 
 def test_it_is_for_one_kind_of_processor_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = {"vendor": "vendor_id : AuthenticAMD", "capability": "AVX512"}
+    zen_5, zen_4 = (f"vendor_id : AuthenticAMD\ncpu family\t: {family}\nmodel\t: 17\n" for family in (26, 25))
+    intel = "vendor_id : GenuineIntel\ncpu family\t: 26\n"
+    processor = {"vendor": zen_5, "capability": "AVX512"}
     monkeypatch.setattr(th.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(th.backends.cpu, "get_cpu_capability", lambda: processor["capability"])
     monkeypatch.setattr(Path, "exists", lambda _path: True)
     monkeypatch.setattr(Path, "read_text", lambda _path: processor["vendor"])
     monkeypatch.delenv("SB3_SOFTAC_NO_ONEDNN", raising=False)
     assert matmul._onednn_is_faster()
-    for name, other in (("vendor", "vendor_id : GenuineIntel"), ("capability", "AVX2")):
+    for name, other in (("vendor", intel), ("vendor", zen_4), ("vendor", "AuthenticAMD"), ("capability", "AVX2")):
         with monkeypatch.context() as patch:
             patch.setitem(processor, name, other)
             assert not matmul._onednn_is_faster()

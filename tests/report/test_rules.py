@@ -190,5 +190,5 @@ def test_the_evidence_holds_the_numbers() -> None:
 
 
 def test_the_documentation_has_a_row_for_each_rule_in_the_same_order() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text()
     assert re.findall(r"^\| `([a-z-]+)` \|", text, flags=re.MULTILINE) == [*DECIDE]
