@@ -4,7 +4,8 @@
 
 Both ways train ``SoftAC`` with the same number of gradient steps for each transition, on the same environments, whose steps
 are a few array operations. In SB3's way (``dicts``) they are a ``VecEnv`` with a dict of infos for each environment;
-``dummy`` is SB3's ``DummyVecEnv`` of as many single ones. Runs alternate; the median of each is printed, as one JSON line for each task.
+``dummy`` is SB3's ``DummyVecEnv`` of as many single ones. Runs alternate; the median of each is printed, as one JSON line for
+each task.
 """
 
 import argparse
