@@ -69,7 +69,8 @@ def make(options: dict[str, Any]) -> Any:
     given = dict(options)
     env = RandomDiscreteEnv() if given.pop("discrete", False) else RandomEnv()
     algorithm: Any = SoftQL if given.pop("soft_ql", False) else SoftAC
-    kwargs: dict[str, Any] = {"learning_rate": 1e-3, "buffer_size": 10, "device": "cpu", "seed": 0, "compile": False} | given
+    kwargs: dict[str, Any] = {"learning_rate": 1e-3, "buffer_size": 10, "device": "cpu", "seed": 0, "compile": False}
+    kwargs |= {"distributed": False} | given  # the group is handed to the update alone
     return algorithm("MlpPolicy", env, **kwargs)
 
 
