@@ -16,7 +16,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 import sb3_softac
 from sb3_softac import SoftAC, SoftACPolicy, SoftQL, SoftQLPolicy
 from sb3_softac.collect import FACTS
+from sb3_softac.engine.group import close_group
 from sb3_softac.update import gaussian_kernel
+from tests.ranks import environment, free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -122,7 +124,12 @@ def test_every_snippet_runs_when_pasted_alone(snippet: str, monkeypatch: pytest.
 
     monkeypatch.setattr(OffPolicyAlgorithm, "learn", shortened)
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[snippet], snippet, "exec"), {})
+    for name, value in environment(rank=0, size=1, port=free_port()).items():  # as torchrun would start it
+        monkeypatch.setenv(name, value)
+    try:
+        exec(compile(SNIPPETS[snippet], snippet, "exec"), {})
+    finally:
+        close_group()
 
 
 def test_every_logged_metric_is_explained(tmp_path: Path) -> None:
