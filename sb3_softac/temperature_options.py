@@ -74,29 +74,33 @@ class TemperedAlgorithm(ConfiguredAlgorithm):
         self._automatic_target_entropy = resolved if self.target_entropy == "auto" else None
         self.target_entropy = resolved
 
-    def _target_entropy(self) -> float:
-        """H̄ in nats, the one that was asked for or the automatic one."""
-        rule = target_entropy_rule(self.target_entropy)
+    def _target_entropy(self, wanted: str | float | None = None) -> float:
+        """H̄ in nats, the one that was asked for or the automatic one.
+
+        :param wanted: what is asked for; None for the option of the model
+        """
+        wanted = self.target_entropy if wanted is None else wanted
+        rule = target_entropy_rule(wanted)
         if not isinstance(self.action_space, spaces.Discrete):
             n_dims = float(get_action_dim(self.action_space))
             if rule is not None:
                 kind, number = rule
                 return -number * n_dims if kind == "auto" else 0.5 * n_dims * math.log(2.0 * math.pi * math.e * number**2)
-            return -n_dims if self.target_entropy == "auto" else float(self.target_entropy)
+            return -n_dims if wanted == "auto" else float(wanted)
         if rule is not None:
             raise ValueError(
-                f"`target_entropy` is {self.target_entropy!r}, but it must be 'auto' or a number with discrete actions: "
+                f"`target_entropy` is {wanted!r}, but it must be 'auto' or a number with discrete actions: "
                 "`target_entropy_scale` is the fraction of log|A|."
             )
         highest = math.log(self.action_space.n)
-        if self.target_entropy == "auto":
+        if wanted == "auto":
             return self.target_entropy_scale * highest
-        if not float(self.target_entropy) < highest:
+        if not float(wanted) < highest:
             raise ValueError(
-                f"`target_entropy` is {self.target_entropy}, but it must be below log|A| = {highest:.4f}, the entropy of the "
+                f"`target_entropy` is {wanted}, but it must be below log|A| = {highest:.4f}, the entropy of the "
                 f"uniform policy over {self.action_space.n} actions: the temperature would grow without end."
             )
-        return float(self.target_entropy)
+        return float(wanted)
 
     def _reward_divisor(self) -> float:
         """What rewards are divided by in targets, besides their factor ``reward_scale``."""

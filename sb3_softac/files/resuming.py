@@ -315,6 +315,8 @@ def _compare(model: Any, name: str, value: Any) -> None:
         saved = {key: saved[key] for key in saved if key in given or name != "policy_kwargs"}
     elif name == "target_entropy" and value == "auto" and saved == model._automatic_target_entropy:
         saved = value
+    elif name == "target_entropy" and isinstance(value, str) and value != "auto":
+        given = model._target_entropy(value)  # "auto_0.5" and the like are kept as the number that they mean
     elif isinstance(saved, TrainFreq):
         saved, given = (saved.frequency, saved.unit.value), (value, "step") if isinstance(value, int) else value
     if repr(_lists(saved)) != repr(_lists(given)):

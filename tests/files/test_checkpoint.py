@@ -226,6 +226,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             SoftAC.resume(tmp_path, RandomEnv(), **changed)
 
+    @pytest.mark.parametrize("given", ["auto_0.5", "std_0.3", -0.7, "auto"])
+    def test_a_target_entropy_by_name(self, given: Any, tmp_path: Path) -> None:
+        """It is kept as a number, and may be repeated as it was given."""
+        train(tmp_path, target_entropy=given)
+        model = SoftAC.resume(tmp_path, RandomEnv(), target_entropy=given)
+        with pytest.raises(ValueError, match=f"`target_entropy` is 'auto_0.25', but the run has {model.target_entropy}"):
+            SoftAC.resume(tmp_path, RandomEnv(), target_entropy="auto_0.25")
+
     def test_a_network_whose_code_has_changed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """No damage: both shapes are named, and no older checkpoint is tried."""
         train(tmp_path, policy_kwargs={"net_arch": [8], "features_extractor_class": Features})
