@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import io
+import os
 import runpy
 import sys
 from collections import OrderedDict
@@ -24,6 +25,7 @@ import yaml
 
 from sb3_softac import SoftAC, presets, zoo_resume, zoo_search
 from sb3_softac.arguments.checks import check_choice
+from sb3_softac.engine.group import is_launched
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
 from sb3_softac.files.reading import attribute_names
@@ -279,6 +281,11 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = signature.bind(self, *args, **kwargs).arguments
+        if arguments["algo"] in ALGORITHMS and int(os.environ.get("WORLD_SIZE", 1)) > 1 and is_launched(os.environ):
+            raise ValueError(
+                f"torchrun has started RL Zoo in {os.environ['WORLD_SIZE']} processes, but it must be one: each would write into "
+                "the same folders. Start a script of your own with torchrun (docs/distributed.md has one), or RL Zoo without it."
+            )
         run = zoo_resume.run_to_resume(arguments)
         init(**arguments)
         algorithm = ALGORITHMS.get(self.algo)
