@@ -283,8 +283,8 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
         arguments = signature.bind(self, *args, **kwargs).arguments
         if arguments["algo"] in ALGORITHMS and int(os.environ.get("WORLD_SIZE", 1)) > 1 and is_launched(os.environ):
             raise ValueError(
-                f"torchrun has started RL Zoo in {os.environ['WORLD_SIZE']} processes, but it must be one: each would write into "
-                "the same folders. Start a script of your own with torchrun (docs/distributed.md has one), or RL Zoo without it."
+                f"torchrun has started RL Zoo in {os.environ['WORLD_SIZE']} processes, but it must be one: each would write "
+                "into the same folders. Start a script of your own with torchrun (docs/distributed.md has one), or RL Zoo alone."
             )
         run = zoo_resume.run_to_resume(arguments)
         init(**arguments)
