@@ -284,7 +284,7 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
         if arguments["algo"] in ALGORITHMS and int(os.environ.get("WORLD_SIZE", 1)) > 1 and is_launched(os.environ):
             raise ValueError(
                 f"torchrun has started RL Zoo in {os.environ['WORLD_SIZE']} processes, but it must be one: each would write "
-                "into the same folders. Start a script of your own with torchrun (docs/distributed.md has one), or RL Zoo alone."
+                "into the same folders. Start your own script with torchrun (docs/distributed.md has one), or RL Zoo itself."
             )
         run = zoo_resume.run_to_resume(arguments)
         init(**arguments)
