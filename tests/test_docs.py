@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,8 +139,16 @@ def test_every_logged_metric_is_explained(tmp_path: Path) -> None:
     explained |= {f"train/{owner}_learning_rate" for owner in ("critic", "value", "ent_coef")}  # short in one row
     logged: set[str] = set()
     options = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "normalize_rewards": 5.0, "resets": 20}
-    for owner, extra in ((SoftAC, options), (SoftAC, {"value_network": True}), (SoftQL, {})):
-        model = owner("MlpPolicy", "Pendulum-v1", learning_starts=10, policy_kwargs={"net_arch": [8]}, **extra)
+    wide = {"policy_kwargs": {"net_arch": [8], "critic_head": "categorical", "value_range": (-2000.0, 2000.0)}}
+    cases: list[tuple[Any, str, dict[str, Any]]] = [
+        (SoftAC, "Pendulum-v1", options),
+        (SoftAC, "Pendulum-v1", {"value_network": True, "use_sde": True}),
+        (SoftAC, "Pendulum-v1", wide),
+        (SoftAC, "CartPole-v1", {}),
+        (SoftQL, "Pendulum-v1", {}),
+    ]
+    for owner, env, extra in cases:
+        model = owner("MlpPolicy", env, **{"learning_starts": 10, "policy_kwargs": {"net_arch": [8]}} | extra)
         logger = configure(str(tmp_path), ["csv"])
         model.set_logger(logger)
         model.learn(410, log_interval=1)
@@ -147,6 +156,7 @@ def test_every_logged_metric_is_explained(tmp_path: Path) -> None:
         logged |= set((tmp_path / "progress.csv").read_text().splitlines()[0].split(","))
     ours = {name for name in logged if name.startswith("train/") or name in {f"rollout/{fact}" for fact in FACTS}}
     assert len(ours) > 15
+    assert {"train/target_clipped", "train/std"} <= ours
     assert ours <= explained
     assert {f"rollout/{fact}" for fact in FACTS} <= ours
 
