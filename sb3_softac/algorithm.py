@@ -190,7 +190,7 @@ class SoftAlgorithm(DistributedAlgorithm):
             restart_optimizer(temperature.optimizer)
         self._equalise()
         self._n_resets += 1
-        if self.verbose >= 1:
+        if self.verbose >= 1 and self._rank == 0:
             print(f"Reset {self._n_resets} after {self._n_updates:,} gradient steps: networks and optimizers start again")
 
     def _decide(self, engine: Engine, update: Update) -> None:

@@ -66,6 +66,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         timeout = wanted.get("timeout") if isinstance(wanted, dict) else None
         if wanted is None or wanted is False:
             return
+        self._refuse_overlap()
         if is_open():
             if timeout is not None and timeout != _Opened.timeout:
                 raise ValueError(
@@ -129,11 +130,19 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if is_open() and self._present_group() is not None:
             self._join()
 
+    def _refuse_overlap(self) -> None:
+        if self.overlap:
+            raise ValueError(
+                "`overlap` is True, but it must be False with `distributed`: a rank that a callback stops would do "
+                "other gradient steps than the rest, which would wait for it."
+            )
+
     def _refuse_what_differs_by_rank(self) -> None:
         if isinstance(self.train_freq, TrainFreq) and self.train_freq.unit is TrainFrequencyUnit.EPISODE:
             raise ValueError(
                 "`train_freq` counts episodes, but it must count steps with several ranks, whose episodes have other lengths."
             )
+        self._refuse_overlap()
         if self._vec_normalize_env is not None:
             raise ValueError(
                 "`env` has VecNormalize, whose statistics are those of one rank: with several ranks "

@@ -214,6 +214,8 @@ def test_a_diverged_training_leaves_environments_that_can_be_used() -> None:
 def test_episodes_are_refused() -> None:
     with pytest.raises(ValueError, match="`overlap` is True, but it must be False with `train_freq` in episodes"):
         quick_model(RandomEnv(), overlap=True, train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match="`overlap` is True, but it must be False with `distributed`"):
+        SoftAC("MlpPolicy", RandomEnv(), overlap=True, distributed=True, buffer_size=10)
     with pytest.raises(ValueError, match="`overlap` is 'yes', but it must be True or False"):
         quick_model(RandomEnv(), overlap="yes")
     model = quick_model(RandomEnv(), train_freq=(1, "episode"))

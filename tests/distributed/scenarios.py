@@ -237,6 +237,11 @@ def with_vec_normalize(rank: int, patch: pytest.MonkeyPatch) -> Seen:
 
 
 @scenario
+def with_overlap(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    make(overlap=True).learn(100)
+
+
+@scenario
 def another_time_out(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     make(distributed={"timeout": 5})
 

@@ -108,6 +108,7 @@ REFUSED = {
     "other_version": "ValueError: Rank 1 has `version of torch` torch 1, but rank 0 has torch 0",
     "frozen_on_one": r"ValueError: Rank 1 has `frozen parameters` \('actor\.",
     "counted_in_episodes": "ValueError: `train_freq` counts episodes, but it must count steps",
+    "with_overlap": "ValueError: `overlap` is True, but it must be False with `distributed`",
     "with_vec_normalize": "ValueError: `env` has VecNormalize, .*normalize_observations=True",
     "another_time_out": "ValueError: `distributed` is {'timeout': 5.0}, but it must be True here",
     "checkpoints_of_two_runs": "ValueError: `folder` is .*, which holds checkpoints of another run",
