@@ -292,6 +292,8 @@ class SoftAC(SoftAlgorithm):
 
     def _apply_options(self, changed: Any) -> None:
         super()._apply_options(changed)
+        if not changed.isdisjoint(("gradient_steps", "train_freq")):
+            warn_of_many_updates(self._options(), self.n_envs)
         self._check_target_subset()
 
     def _make_update(self) -> Update:

@@ -73,3 +73,14 @@ def test_loading_says_nothing() -> None:
         make_model(gradient_steps=5).save(stream)
     stream.seek(0)
     assert SoftAC.load(stream).gradient_steps == 5
+
+
+def test_options_that_are_set_later() -> None:
+    model = make_model()
+    model.gradient_steps = 5
+    with pytest.warns(UserWarning, match="`gradient_steps`=5 are 5 updates per environment step"):
+        model.learn(3)
+    model.learning_rate = 1e-4  # another option says nothing again
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(3)
