@@ -38,7 +38,8 @@ def entries(part: str) -> dict[str, str]:
     """The text of the entries of a part, by their headings."""
     found = re.split(r"^#### (.+)$", part, flags=re.MULTILINE)
     return {
-        heading: re.split(r"^#", text, flags=re.MULTILINE)[0] for heading, text in zip(found[1::2], found[2::2], strict=True)
+        heading: re.split(r"^[#[]", text, flags=re.MULTILINE)[0]
+        for heading, text in zip(found[1::2], found[2::2], strict=True)
     }
 
 
