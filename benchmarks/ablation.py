@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import speed
+from timing.cases import Case
+from timing.measuring import measure as measure_peers
+from timing.rows import read
+from timing.work import worker as work_on
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
@@ -67,24 +70,24 @@ PARTS: dict[str, Callable[[], None]] = {
 ALWAYS_COMPILED, OF_LEARNING = {"tensor optimizers"}, {"direct acting"}
 
 
-def cases() -> list[tuple[speed.Case, str]]:
+def cases() -> list[tuple[Case, str]]:
     """What is measured, each eager and compiled."""
     chosen = []
     for threads in (1, 2):
         suffix = f", {threads} thread{'s' * (threads > 1)}"
         chosen += [
-            speed.Case(f"2x256{suffix}", threads=threads),
-            speed.Case(f"10 critics{suffix}", threads=threads, n_critics=10),
+            Case(f"2x256{suffix}", threads=threads),
+            Case(f"10 critics{suffix}", threads=threads, n_critics=10),
         ]
     small: dict[str, Any] = {"threads": 1, "obs_dim": 3, "action_dim": 1, "net_arch": (64, 64)}
-    chosen += [speed.Case("2x64 Pendulum, 1 thread", **small)]
-    chosen += [speed.Case("2x64 Pendulum, 20 steps, 1 thread", gradient_steps=20, **small)]
-    chosen += [speed.Case("act, 1 environment, 1 thread", kind="act", threads=1)]
-    chosen += [speed.Case(f"learn, {n} environment{'s' * (n > 1)}, 2 threads", kind="learn", n_envs=n) for n in (1, 8)]
+    chosen += [Case("2x64 Pendulum, 1 thread", **small)]
+    chosen += [Case("2x64 Pendulum, 20 steps, 1 thread", gradient_steps=20, **small)]
+    chosen += [Case("act, 1 environment, 1 thread", kind="act", threads=1)]
+    chosen += [Case(f"learn, {n} environment{'s' * (n > 1)}, 2 threads", kind="learn", n_envs=n) for n in (1, 8)]
     return [(case, way) for case in chosen for way in ("SoftAC eager", "SoftAC compiled")]
 
 
-def parts_of(case: speed.Case, way: str) -> list[str]:
+def parts_of(case: Case, way: str) -> list[str]:
     """Those that can make a difference."""
     if case.kind == "act":
         return ["direct acting"]
@@ -92,12 +95,12 @@ def parts_of(case: speed.Case, way: str) -> list[str]:
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
 
 
-def worker(connection: Connection, case: speed.Case, variant: str, seconds: float) -> None:
+def worker(connection: Connection, case: Case, variant: str, seconds: float) -> None:
     """Work as speed.py does, without one part."""
     way, _, part = variant.partition(" without ")
     if part:
         PARTS[part]()
-    speed.worker(connection, case, way, seconds)
+    work_on(connection, case, way, seconds)
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -108,11 +111,11 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def measure(case: speed.Case, way: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(case: Case, way: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """One row for each part."""
     parts = parts_of(case, way)
     peers = [way, *(f"{way} without {part}" for part in parts)]
-    measured = speed.measure(case, peers, rounds, seconds, target=worker, keep_rates=True)
+    measured = measure_peers(case, peers, rounds, seconds, target=worker, keep_rates=True)
     everything, *others = measured
     rows = []
     for part, row in zip(parts, others, strict=True):
@@ -172,14 +175,14 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the table of a file")
     args = parser.parse_args()
     if args.report:
-        print(report(speed.read(args.report)))
+        print(report(read(args.report)))
         return
     if args.output is None:
         parser.error("--output is needed")
     every = {f"{case.name}, {way.rpartition(' ')[2]}": (case, way) for case, way in cases()}
     names = [name for name in every if not args.only or any(word in name for word in args.only)]
     chosen = [every[name] for name in names]
-    rows = speed.read(args.output) if args.only and args.output.exists() else []
+    rows = read(args.output) if args.only and args.output.exists() else []
     rows = [row for row in rows if f"{row['case']}, {row['way']}" not in names]
     for case, way in chosen:
         measured = measure(case, way, args.rounds, args.seconds)
@@ -190,7 +193,7 @@ def main() -> None:
             writer.writerows(rows)
         gains = [f"{row['part']} {row['gain']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in measured]
         print(f"{case.name}, {way}: {', '.join(gains)}", flush=True)
-    print(report(speed.read(args.output)))
+    print(report(read(args.output)))
 
 
 if __name__ == "__main__":

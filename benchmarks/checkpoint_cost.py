@@ -21,8 +21,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from speed import machine  # benchmarks/speed.py
 from stable_baselines3.common.logger import Logger
+from timing.machine import machine
 
 from sb3_softac import SoftAC
 from sb3_softac.checkpoint import ExactCheckpointCallback

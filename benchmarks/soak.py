@@ -29,10 +29,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from speed import machine  # benchmarks/speed.py
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
+from timing.machine import machine
 
 from sb3_softac import SoftAC
 from sb3_softac.checkpoint import ExactCheckpointCallback

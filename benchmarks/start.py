@@ -18,7 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import speed
+from timing.cases import Case, cases_on
+from timing.machine import limited, machine, version
+from timing.rows import read
+from timing.work import prepare
 
 CASES = (
     "2x64 Pendulum, 1 thread",
@@ -29,13 +32,13 @@ CASES = (
 )
 
 
-def start(connection: Connection, case: speed.Case, cache: str) -> None:
+def start(connection: Connection, case: Case, cache: str) -> None:
     """Send the seconds of the first three gradient steps."""
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
     import torch as th
 
     th.set_num_threads(case.threads)
-    work = speed.prepare(case, "SoftAC compiled")
+    work = prepare(case, "SoftAC compiled")
     begin = time.perf_counter()
     for _ in range(3):
         work()
@@ -47,10 +50,10 @@ def compiled_files(cache: str) -> int:
     return len(list(Path(cache).rglob("*.so")))
 
 
-def measure(case: speed.Case) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, Any]:
     """Both starts, and what each has compiled."""
     context, seconds, files = multiprocessing.get_context("spawn"), [], [0]
-    with tempfile.TemporaryDirectory() as cache, speed.limited(case.threads):
+    with tempfile.TemporaryDirectory() as cache, limited(case.threads):
         for _ in range(2):
             here, there = context.Pipe()
             process = context.Process(target=start, args=(there, case, cache))
@@ -64,8 +67,8 @@ def measure(case: speed.Case) -> dict[str, Any]:
         "second_start_s": round(seconds[1], 2),
         "first_compiled_files": files[1],
         "second_compiled_files": files[2] - files[1],
-        "machine": speed.machine("cpu"),
-        **{package: speed.version(package) for package in ("sb3-softac", "torch")},
+        "machine": machine("cpu"),
+        **{package: version(package) for package in ("sb3-softac", "torch")},
         "python": platform.python_version(),
     }
 
@@ -88,11 +91,11 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the table of a file")
     args = parser.parse_args()
     if args.report:
-        print(report(speed.read(args.report)))
+        print(report(read(args.report)))
         return
     if args.output is None:
         parser.error("--output is needed")
-    by_name = {case.name: case for case in speed._cases()}
+    by_name = {case.name: case for case in cases_on("cpu")}
     rows = []
     for name in CASES:
         if not args.only or any(word in name for word in args.only):

@@ -295,7 +295,10 @@ class ConfiguredAlgorithm(SavedAlgorithm):
             raise ValueError(f"`n_steps` is {self.n_steps}, but the {type(replay_buffer).__name__} has one-step returns.")
         gamma = getattr(replay_buffer, "gamma", self.gamma)
         if gamma != self.gamma:
-            raise ValueError(f"`gamma` is {self.gamma}, but the replay buffer discounts with {gamma}: both must be equal.")
+            raise ValueError(
+                f"`gamma` is {self.gamma}, but the replay buffer discounts with {gamma}: both must be equal. That of the "
+                "buffer is in `replay_buffer_kwargs`."
+            )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """As in SB3; a model that was loaded without an environment gets its replay buffer here."""

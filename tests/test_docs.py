@@ -18,19 +18,12 @@ import sb3_softac
 from sb3_softac import SoftAC, SoftACPolicy, SoftQL, SoftQLPolicy
 from sb3_softac.collect import FACTS
 from sb3_softac.engine.group import close_group
-from sb3_softac.update import gaussian_kernel
 from tests.ranks import environment, free_port
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 NAMES = PAGES["algorithm.md"] + PAGES["diagnosis.md"].partition("## Findings")[0]  # what they name must exist
 TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-
-
-def table(page: str, heading: str) -> list[list[str]]:
-    """The cells of the rows of the first table below ``heading`` of a page."""
-    rows = PAGES[page].split(heading)[1].split("\n\n| ")[1].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\\\)\|", row.strip("| "))] for row in rows]
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+|Test\w+)`", NAMES))))
@@ -81,30 +74,6 @@ def test_what_is_only_mentioned_does_not_exist(code: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+\.py)`", NAMES))))
 def test_every_file_of_tests_that_is_named_exists(name: str) -> None:
     assert list((ROOT / "tests").rglob(name))
-
-
-@pytest.mark.parametrize(
-    ("page", "heading", "owner"),
-    [
-        ("options.md", "# Options", SoftAC),
-        ("options.md", "`policy_kwargs` takes those of SB3's", SoftACPolicy),
-        ("soft-q-learning.md", "# Soft Q-learning", SoftQL),
-    ],
-)
-def test_the_tables_of_options_have_the_true_defaults(page: str, heading: str, owner: type) -> None:
-    parameters = parameters_of(owner)
-    keyword_only = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    listed: set[str] = set()
-    for options, defaults, *_ in table(page, heading):
-        names = re.findall(r"`(\w+)`", options)
-        known = {"gaussian_kernel": gaussian_kernel, "torch": torch}
-        values = [eval(value, known) for value in re.findall(r"`([^`]+)`", defaults)] * len(names)
-        for name, value in zip(names, values, strict=False):
-            default = [256, 256] if name == "net_arch" and parameters[name].default is None else parameters[name].default
-            assert default == value, name
-            listed.add(name)
-    of_algorithm = {"value_network", "normalize_observations"} if owner is SoftACPolicy else set()
-    assert keyword_only - of_algorithm <= listed
 
 
 SNIPPETS = {

@@ -901,7 +901,7 @@ class TestRefusals:
             make_model(env=NeverStepped(), policy_kwargs={**SMALL, name: value})
 
     def test_the_noise_of_a_gaussian_sampler(self) -> None:
-        with pytest.raises(ValueError, match="`noise_dim` is 3, but it must be the 2 of the actions"):
+        with pytest.raises(ValueError, match="`noise_dim` is 3, but it must be None or 2, the dimension of the actions"):
             make_model(noise_dim=3, policy_kwargs={**SMALL, "sampler": "gaussian"})
 
     @pytest.mark.parametrize(

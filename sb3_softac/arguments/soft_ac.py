@@ -68,7 +68,7 @@ def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 "top_quantiles_to_drop_per_net", n_dropped, f"below `n_quantiles`={n_quantiles}, or no target would be left"
             )
         if arguments["target_q"] == "first" and not arguments["value_network"]:
-            refuse("target_q", "first", "'min' with quantile critics, which pools the quantiles of all, or 'mean'")
+            refuse("target_q", "first", "'min', which pools the quantiles of all, or 'mean' with `critic_head`='quantile'")
     elif n_dropped != DEFAULT_DROPPED:
         refuse("top_quantiles_to_drop_per_net", n_dropped, f"{DEFAULT_DROPPED} with `critic_head`={head!r}, which has none")
     if arguments["value_network"] and n_dropped != DEFAULT_DROPPED:

@@ -48,7 +48,7 @@ def _check_sampler(arguments: Mapping[str, Any], normal: dict[str, Any]) -> None
     particles = normal["kernel_particles"] = check_count("kernel_particles", arguments["kernel_particles"], 2)
     ratio = check_real("kernel_update_ratio", arguments["kernel_update_ratio"], above=0.0)
     if not 0 < n_updated(particles, ratio) < particles:
-        allowed = f"at least {1 / particles:g} and below 1, so that neither part of {particles} particles is empty"
+        allowed = f"at least {1 / particles:g} and below 1, so that neither part of `kernel_particles`={particles} is empty"
         refuse("kernel_update_ratio", ratio, allowed)
     normal["value_particles"] = check_count("value_particles", arguments["value_particles"], 1)
     check_choice("value_proposal", arguments["value_proposal"], ("uniform", "policy"))

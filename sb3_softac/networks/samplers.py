@@ -141,7 +141,10 @@ class GaussianSampler(Sampler):
     def n_noise_inputs(self) -> int:
         """The noise is no input: it scales the deviation from the mean."""
         if self.noise_dim != self.action_dim:
-            raise ValueError(f"`noise_dim` is {self.noise_dim}, but it must be the {self.action_dim} of the actions here.")
+            raise ValueError(
+                f"`noise_dim` is {self.noise_dim}, but it must be None or {self.action_dim}, the dimension of the actions, "
+                "with a `sampler` that is a Gaussian."
+            )
         return 0
 
     def build_outputs(self, features: int) -> None:

@@ -12,7 +12,7 @@ from sb3_softac.report.discovery import find_folders, find_runs, group_runs
 from sb3_softac.report.page import make_page
 from sb3_softac.report.plots import require_matplotlib
 
-DESCRIPTION = "Write one HTML page that shows and explains runs of SB3 or RL Zoo. docs/report.md lists the rules."
+DESCRIPTION = "Write one HTML page that shows and explains runs of SB3 or RL Zoo. docs/diagnosis.md lists the rules."
 
 
 def _check_output(output: Path) -> None:

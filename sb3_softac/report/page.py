@@ -196,7 +196,7 @@ def _finding(outcome: Outcome, name_groups: bool) -> str:
             f'<h3><span class="{kind}">{kind.capitalize()}:</span> {escape(symptom)}{place}</h3>'
             f"<dl><dt>Evidence</dt><dd>{evidence}</dd><dt>What to try</dt><dd>{escape(same[0][1].advice)}</dd></dl>"
         )
-    rule = f'<p class="soft">Rule <code>{escape(outcome.rule)}</code> of docs/report.md.</p>'
+    rule = f'<p class="soft">Rule <code>{escape(outcome.rule)}</code> of docs/diagnosis.md.</p>'
     return f'<section class="finding{" is-hint" if outcome.is_hint else ""}">{"".join(blocks)}{rule}</section>'
 
 

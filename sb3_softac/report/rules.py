@@ -3,25 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sb3_softac.report import rules_runs, rules_values
+from sb3_softac.report import rules_runs as runs
+from sb3_softac.report import rules_values as values
 from sb3_softac.report.data import Run
 from sb3_softac.report.verdicts import Finding, Rule, Unknown
 
 RULES = (
-    Rule("no-updates", rules_runs.no_updates),
-    Rule("not-finite", rules_runs.not_finite),
-    Rule("below-random", rules_runs.below_random),
-    Rule("values-above-returns", rules_values.values_above_returns),
-    Rule("targets-clipped", rules_values.targets_clipped),
-    Rule("gradients-exploding", rules_values.gradients_exploding),
-    Rule("alpha-growing", rules_values.temperature_growing),
-    Rule("alpha-at-bound", rules_values.temperature_at_bound),
-    Rule("entropy-off-target", rules_values.entropy_off_target),
-    Rule("log-std-at-bound", rules_values.log_std_at_bound),
-    Rule("actions-saturated", rules_values.actions_saturated),
-    Rule("timeouts-as-ends", rules_runs.timeouts_as_ends),
-    Rule("many-updates", rules_runs.many_updates),
-    Rule("learning-rate-gone", rules_runs.learning_rate_gone),
+    Rule("no-updates", runs.no_updates),
+    Rule("not-finite", runs.not_finite),
+    Rule("below-random", runs.below_random, (runs.FEWEST_RANDOM, runs.DEVIATIONS)),
+    Rule("values-above-returns", values.values_above_returns, (values.MOSTLY,)),
+    Rule("targets-clipped", values.targets_clipped, (values.MOST_CLIPPED,)),
+    Rule("gradients-exploding", values.gradients_exploding, (values.EXPLOSION, values.STILL_GROWING)),
+    Rule("alpha-growing", values.temperature_growing, (values.GROWTH,)),
+    Rule("alpha-at-bound", values.temperature_at_bound, (values.MOSTLY, values.ALMOST)),
+    Rule("entropy-off-target", values.entropy_off_target, (values.TOLERANCE,)),
+    Rule("log-std-at-bound", values.log_std_at_bound, (values.MARGIN,)),
+    Rule("actions-saturated", values.actions_saturated, (values.MOST_SATURATED,)),
+    Rule("timeouts-as-ends", runs.timeouts_as_ends, (runs.SAME_LENGTHS,)),
+    Rule("many-updates", runs.many_updates, (runs.MOST_UPDATES,)),
+    Rule("learning-rate-gone", runs.learning_rate_gone, (runs.NOTHING, runs.AT_THE_END)),
 )
 
 
@@ -49,9 +50,9 @@ def judge(groups: Mapping[str, Sequence[Run]]) -> list[Outcome]:
     """
     outcomes = []
     for rule in RULES:
-        for label, runs in groups.items():
-            outcome = Outcome(rule.name, label, n_runs=len(runs))
-            for run in runs:
+        for label, members in groups.items():
+            outcome = Outcome(rule.name, label, n_runs=len(members))
+            for run in members:
                 verdict = rule.decide(run)
                 if isinstance(verdict, Finding):
                     outcome.findings[run.name] = verdict

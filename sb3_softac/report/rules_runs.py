@@ -1,21 +1,22 @@
-"""Rules on how a run went: updates, learning rates, returns, ends of episodes. Thresholds: docs/report.md."""
+"""Rules on how a run went: updates, learning rates, returns, ends of episodes. What they are: docs/diagnosis.md."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from sb3_softac.arguments.soft_ac import MOST_UPDATES
 from sb3_softac.report.data import Array, Run
 from sb3_softac.report.rules_values import has_normalisation
 from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, count, number
 
-#: gradient steps per environment step that plain critics bear
-MOST_UPDATES = 4.0
 #: a learning rate below this share of its largest value, during the last such part of a run, is nothing
 NOTHING, AT_THE_END = 0.01, 0.1
 #: episodes of one length that are no coincidence
 SAME_LENGTHS = 10
 #: random episodes without which nothing is compared
 FEWEST_RANDOM = 2
+#: how many standard deviations of theirs returns must be lower to be worse
+DEVIATIONS = 1.0
 
 
 def no_updates(run: Run) -> Verdict:
@@ -155,7 +156,7 @@ def below_random(run: Run) -> Verdict:
     if len(late) == 0:
         return Unknown("no return was logged after the random steps")
     mean, spread = float(random.mean()), float(random.std(ddof=1))
-    if not late.mean() < mean - spread:
+    if not late.mean() < mean - DEVIATIONS * spread:
         return None
     return Finding(
         "The policy does worse than random actions.",

@@ -1,17 +1,20 @@
-"""Rules on what is learned: temperature, entropy, values, actions, gradients. Thresholds: docs/report.md."""
+"""Rules on what is learned: temperature, entropy, values, actions, gradients. What they are: docs/diagnosis.md."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from sb3_softac.algorithm import MOST_CLIPPED
 from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS
 from sb3_softac.report.data import Run, Series
 from sb3_softac.report.estimates import bonus, critic_values, discounted_returns
 from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, enough, number, quarters, since
 
-#: α is at a bound if it is there in so many of the late values
+#: α is at a bound if it is there in so many of the late values; Q does not come back while it is so much of what it was
 MOSTLY = 0.9
+#: at ``ent_coef_max`` is what reaches this share of it
+ALMOST = 0.999
 #: how much α must have grown between the third and the last quarter
 GROWTH = 1.5
 #: how far the entropy may be from its target: this share of it, and at least so many nats
@@ -20,8 +23,8 @@ TOLERANCE = 0.25
 MARGIN = 0.025
 #: gradients explode if they are so many times those of the beginning, and still grow by so much
 EXPLOSION, STILL_GROWING = 100.0, 3.0
+#: so many components of actions at their bounds are nearly all
 MOST_SATURATED = 0.8
-MOST_CLIPPED = 0.05
 
 
 def temperature_at_bound(run: Run) -> Verdict:
@@ -30,7 +33,7 @@ def temperature_at_bound(run: Run) -> Verdict:
     if isinstance(series, Unknown):
         return series
     late, highest = series.late(), run.settings.get("ent_coef_max")
-    if isinstance(highest, int | float) and np.mean(late >= 0.999 * highest) >= MOSTLY:
+    if isinstance(highest, int | float) and np.mean(late >= ALMOST * highest) >= MOSTLY:
         return Finding(
             "α is at its upper bound.",
             f"train/ent_coef is {number(late.mean())} {since(series)}, and ent_coef_max={highest}.",

@@ -41,10 +41,14 @@ FEWEST = 5
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule by its name in docs/report.md, and the function that decides."""
+    """A rule by its name in docs/diagnosis.md, and the function that decides.
+
+    :param limits: the numbers by which it decides; the page states all of them
+    """
 
     name: str
     decide: RuleFunction
+    limits: tuple[float, ...] = ()
 
 
 def enough(run: Run, name: str) -> Series | Unknown:

@@ -289,7 +289,7 @@ def initial_value(ent_coef: str, update: TemperatureUpdate) -> float:
     if prefix != "auto" or "_" in text or not (math.isfinite(initial) and lowest_allowed):
         raise ValueError(
             f"`ent_coef` is {ent_coef!r}, but it must be a number, a schedule, 'auto', or 'auto_x' with an initial value x "
-            f"{'of at least' if update == 'dual' else 'above'} 0."
+            f"{'of at least' if update == 'dual' else 'above'} 0 (`ent_coef_update` is {update!r})."
         )
     return initial
 

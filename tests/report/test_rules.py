@@ -1,5 +1,7 @@
 """Every rule finds its symptom in logs that are made to have it, and nothing in those that are not."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sb3_softac import SoftAC, SoftACPolicy, algorithm
+from sb3_softac.arguments import soft_ac as arguments
 from sb3_softac.report import rules_runs, rules_values
 from sb3_softac.report.data import Run
 from sb3_softac.report.rules import RULES, judge
-from sb3_softac.report.verdicts import Finding, Unknown
+from sb3_softac.report.verdicts import FEWEST, Finding, Rule, Unknown
+from sb3_softac.schedules import parse_schedule
 from tests.report.made import episodes, evaluations, run, series
 
 DECIDE = {rule.name: rule.decide for rule in RULES}
@@ -189,6 +194,160 @@ def test_the_evidence_holds_the_numbers() -> None:
     assert "All 20 episodes have 50 steps" in finding.evidence
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text()
+#: symptom, when, cause and remedy of each rule, as the page has them
+ROWS = {
+    name: [cell.strip() for cell in re.split(r"(?<!\\)\|", cells)]
+    for name, cells in re.findall(r"^\| `([a-z-]+)` \|(.*)\|$", PAGE, flags=re.MULTILINE)
+}
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers of a sentence; percentages as shares. Zero is no threshold, nor is what stands in a formula."""
+    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)( %)?", text.replace("γ/(1 − γ)", ""))
+    return [round(float(number) / (100 if percent else 1), 9) for number, percent in found if float(number) != 0.0]
+
+
 def test_the_documentation_has_a_row_for_each_rule_in_the_same_order() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text()
-    assert re.findall(r"^\| `([a-z-]+)` \|", text, flags=re.MULTILINE) == [*DECIDE]
+    assert [*ROWS] == [*DECIDE]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_the_documentation_states_the_numbers_of_each_rule_and_no_others(rule: Rule) -> None:
+    assert set(numbers_in(ROWS[rule.name][1])) == set(rule.limits)
+
+
+def test_the_documentation_says_what_is_judged_at_all() -> None:
+    (sentence,) = re.findall(r'"Late" is [^.]*\.', PAGE.replace("\n", " "))
+    assert numbers_in(sentence) == [FEWEST]
+    assert "the last quarter" in sentence
+    assert [*series(lambda share: share).late()] == [*series(lambda share: share).part(0.75, 1.0)]
+
+
+def test_the_report_and_the_warnings_of_training_have_the_same_limits() -> None:
+    (of_warning,) = re.findall(r"above (\d+) % a warning says so", PAGE)
+    assert float(of_warning) / 100 == rules_values.MOST_CLIPPED == algorithm.MOST_CLIPPED
+    assert rules_runs.MOST_UPDATES == arguments.MOST_UPDATES
+
+
+def edges() -> list[Any]:
+    """Runs on either side of a number that the page states: not yet a finding, and already one."""
+    limits = {name: numbers_in(cells[1]) for name, cells in ROWS.items()}
+    (clipped,), (saturated,), (growth,) = (limits[name] for name in ("targets-clipped", "actions-saturated", "alpha-growing"))
+    (explosion, growing), (mostly, almost, _) = limits["gradients-exploding"], limits["alpha-at-bound"]
+    (margin,), (share, nats) = limits["log-std-at-bound"], limits["entropy-off-target"]
+    (same,), (updates,), (nothing, end) = (limits[name] for name in ("timeouts-as-ends", "many-updates", "learning-rate-gone"))
+    deviations, fewest = limits["below-random"]
+
+    def steps(*values: float) -> Any:
+        """A metric with one value in each quarter of the run."""
+        return lambda done: values[min(int(done * 4 + 1e-9), 3)]
+
+    def late(n_at: int) -> Any:
+        """α at its maximum in the last ``n_at`` of the ten late values."""
+        return lambda done: 0.5 if done > 1 - (n_at - 0.5) / 39 else 0.1
+
+    def random(n_random: int, factor: float) -> Run:
+        """Random returns of mean −10 and standard deviation 2, then worse ones."""
+        given = [-10.0 + 2.0 * np.sqrt((n_random - 1) / n_random) * (-1) ** index for index in range(n_random)]
+        return run(
+            given={"learning_starts": 100 * n_random}, episodes=episodes([*given, *[-10.0 - 2.0 * factor * deviations] * 20])
+        )
+
+    def rate(value: float, since: float) -> Run:
+        return run(train__learning_rate=lambda done: 1e-3 if done < since else value * 1e-3)
+
+    bounded = {"ent_coef_max": 0.5}
+    table: dict[str, list[tuple[Run, Run]]] = {
+        "targets-clipped": [(run(train__target_clipped=0.99 * clipped), run(train__target_clipped=1.01 * clipped))],
+        "actions-saturated": [(run(rollout__saturation=0.99 * saturated), run(rollout__saturation=1.01 * saturated))],
+        "alpha-growing": [
+            (
+                run(train__ent_coef=steps(0.1, 0.2, 0.4, 0.4 * growth * 0.99)),
+                run(train__ent_coef=steps(0.1, 0.2, 0.4, 0.4 * growth * 1.01)),
+            )
+        ],
+        "gradients-exploding": [
+            (
+                run(train__grad_norm_critic=steps(1, 1, 1, 0.99 * explosion)),
+                run(train__grad_norm_critic=steps(1, 1, 1, 1.01 * explosion)),
+            ),
+            (
+                run(train__grad_norm_critic=steps(1, 1, 1000, 0.99 * growing * 1000)),
+                run(train__grad_norm_critic=steps(1, 1, 1000, 1.01 * growing * 1000)),
+            ),
+        ],
+        "alpha-at-bound": [
+            (
+                run(given=bounded, train__ent_coef=late(round(10 * mostly) - 1)),
+                run(given=bounded, train__ent_coef=late(round(10 * mostly))),
+            ),
+            (
+                run(given=bounded, train__ent_coef=0.5 * (almost - 1e-4)),
+                run(given=bounded, train__ent_coef=0.5 * (almost + 1e-4)),
+            ),
+        ],
+        "entropy-off-target": [
+            (
+                run(train__entropy=-8 * (1 + 0.99 * share), train__target_entropy=-8.0),
+                run(train__entropy=-8 * (1 + 1.01 * share), train__target_entropy=-8.0),
+            ),
+            (
+                run(train__entropy=-0.1 - 0.99 * nats, train__target_entropy=-0.1),
+                run(train__entropy=-0.1 - 1.01 * nats, train__target_entropy=-0.1),
+            ),
+        ],
+        "log-std-at-bound": [(run(train__log_std=-20 + 22.0 * 1.01 * margin), run(train__log_std=-20 + 22.0 * 0.99 * margin))],
+        "timeouts-as-ends": [
+            (
+                run(episodes=episodes([1.0] * (round(same) - 1), 50), rollout__timeout_rate=0.0),
+                run(episodes=episodes([1.0] * round(same), 50), rollout__timeout_rate=0.0),
+            )
+        ],
+        "many-updates": [(run(given={"gradient_steps": round(updates)}), run(given={"gradient_steps": round(updates) + 1}))],
+        "learning-rate-gone": [
+            (rate(1.01 * nothing, 0.5), rate(0.99 * nothing, 0.5)),
+            (rate(0.0, 1 - 0.9 * end), rate(0.0, 1 - 1.2 * end)),
+        ],
+        "below-random": [
+            (random(4, 0.99), random(4, 1.01)),
+            (random(round(fewest) - 1, 1.5), random(round(fewest), 1.5)),
+        ],
+    }
+    return [
+        pytest.param(name, *pair, id=f"{name} {number}") for name, pairs in table.items() for number, pair in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(("name", "below", "above"), edges())
+def test_rules_decide_at_the_numbers_of_the_page(name: str, below: Run, above: Run) -> None:
+    assert not isinstance(DECIDE[name](below), Finding)
+    assert isinstance(DECIDE[name](above), Finding)
+
+
+OPTIONS = {
+    name: parameter
+    for owner in (SoftACPolicy, SoftAC)
+    for name, parameter in inspect.signature(owner.__init__).parameters.items()
+}
+#: of the environment and of SB3's replay buffer
+OF_OTHERS = {"terminated", "truncated", "TimeLimit.truncated", "handle_timeout_termination"}
+
+
+@pytest.mark.parametrize("code", sorted(set(re.findall(r"`([^`]+)`", PAGE.partition("## Findings")[2])) - {*DECIDE}))
+def test_what_the_findings_name_exists(code: str) -> None:
+    """Options with a value are accepted with it, schedules are ones, and metrics are among those that the page explains."""
+    name, _, value = code.partition("=")
+    if name in OF_OTHERS:
+        return
+    if "/" in code:
+        assert f"| `{code}`" in PAGE or code == "train/"
+    elif code.startswith('"'):
+        assert callable(parse_schedule("learning_rate", ast.literal_eval(code)))
+    else:
+        assert name in OPTIONS
+        if value:
+            given = ast.literal_eval(value)
+            of_policy = name not in inspect.signature(SoftAC.__init__).parameters
+            options: dict[str, Any] = {"policy_kwargs": {name: given}} if of_policy else {name: given}
+            SoftAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu", **options)
