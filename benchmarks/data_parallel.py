@@ -5,7 +5,7 @@
 
 The first command measures gradient steps (`train()` on a filled replay buffer) of one process and of two ranks, and means over
 2, 4 and 8 ranks through the loopback. All processes are started first, and take turns: one case at a time, in several rounds.
-The second fits the formulas of cost_model.py to the file and prints what is measured, fitted and extrapolated, in Markdown.
+The second fits the formulas of parallel/cost_model.py to the file and prints what is measured, fitted and extrapolated.
 """
 
 import argparse
@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import extrapolation
-import speed
 import torch as th
+from parallel import extrapolation
+from timing import cases as shapes
+from timing.machine import limited, machine
+from timing.models import make_spaces, ready
 
 #: environment of HalfCheetah's size
 OBS_DIM, ACTION_DIM = 17, 6
@@ -72,17 +74,17 @@ class Worker:
         from sb3_softac import SoftAC
 
         if case not in self.models:
-            shape = speed.Case("", "updates", case.threads, obs_dim=OBS_DIM, action_dim=ACTION_DIM)
+            shape = shapes.Case("", "updates", case.threads, obs_dim=OBS_DIM, action_dim=ACTION_DIM)
             model = SoftAC(
                 "MlpPolicy",
-                speed.make_spaces(shape),
+                make_spaces(shape),
                 policy_kwargs={"net_arch": [case.units] * 2},
                 compile=case.way == "compiled",
                 buffer_size=5_000,
                 seed=0,
                 device="cpu",
             )
-            self.models[case] = speed.ready(model, 5_000)
+            self.models[case] = ready(model, 5_000)
         return self.models[case]
 
     def time(self, case: Case, calls: int) -> tuple[float, int]:
@@ -148,7 +150,7 @@ class Team:
 
 @contextlib.contextmanager
 def teams(chosen: list[Case]) -> Iterator[dict[tuple[int, int], Team]]:
-    with speed.limited(1, pinned=False):
+    with limited(1, pinned=False):
         made = {key: Team(*key) for key in dict.fromkeys((case.ranks, case.threads) for case in chosen)}
         try:
             yield made
@@ -161,18 +163,18 @@ def measure(chosen: list[Case], rounds: int, seconds: float) -> list[dict[str, A
     """A row for each case: the median of ``rounds`` turns, each of which takes about ``seconds``."""
     times: dict[Case, list[float]] = {case: [] for case in chosen}
     numbers: dict[Case, int] = {}
-    with teams(chosen) as ready:
+    with teams(chosen) as started:
         calls = {}
         for case in chosen:
-            team = ready[case.ranks, case.threads]
+            team = started[case.ranks, case.threads]
             team.time(case, 3)  # compiles, and allocates
             calls[case] = max(3, int(seconds / team.time(case, 3)[0]))
             print(f"{case}: {calls[case]} calls", flush=True)
         for _ in range(rounds):
             for case in chosen:
-                taken, numbers[case] = ready[case.ranks, case.threads].time(case, calls[case])
+                taken, numbers[case] = started[case.ranks, case.threads].time(case, calls[case])
                 times[case].append(taken)
-    about = {"rounds": rounds, "cores": os.cpu_count(), "machine": speed.machine("cpu"), "torch": th.__version__}
+    about = {"rounds": rounds, "cores": os.cpu_count(), "machine": machine("cpu"), "torch": th.__version__}
     return [
         dataclasses.asdict(case)
         | {"numbers": numbers[case], "seconds": f"{statistics.median(taken):.3g}"}

@@ -1,4 +1,4 @@
-"""The formulas of benchmarks/cost_model.py: they are found again in times that they made, and say what follows from them."""
+"""The formulas of benchmarks/parallel: they are found again in times that they made, and say what follows from them."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
-import cost_model
-import extrapolation
+from parallel import cost_model, extrapolation  # benchmarks/parallel
 
 DATA = Path(__file__).parent.parent / "docs" / "data-parallel.csv"
 

@@ -5,8 +5,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import cost_model
-from cost_model import Means, Ring, Step, Tree
+from parallel import cost_model
+from parallel.cost_model import Means, Ring, Step, Tree
 
 INTEGERS = ("ranks", "threads", "units", "batch", "numbers", "rounds", "cores")
 #: seconds of a gradient step with 2x256 networks and a batch of 256 on an NVIDIA H200 (speed-cuda.csv), eager and captured
