@@ -282,3 +282,15 @@ def test_acting_counts_nothing(device: str | None) -> None:
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.learn(80, callback=TrainsInBetween())
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_sde": True, "sde_sample_freq": 4}, {"noise_repeat": 3}], ids=str)
+def test_tensors_act_as_arrays(options: dict[str, Any]) -> None:
+    """The same actions from the same random numbers, updates in between."""
+    actions = []
+    for device in DEVICES:
+        model = SoftAC("MlpPolicy", pendulum(device), **{**OPTIONS, "random_steps": 0, "train_freq": 8, **options}).learn(96)
+        assert model._n_updates == 1 + 1
+        actions.append(stored(model))
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-5)
+    assert np.abs(np.diff(actions[0], axis=0)).max() > 0.1
