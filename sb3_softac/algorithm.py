@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
 from sb3_softac.arguments.policy import DEFAULT_HEAD
-from sb3_softac.collect import FACTS, check_overlap, check_statistics, check_vector
+from sb3_softac.collect import FACTS, check_statistics, check_vector, warn_of_no_overlap
 from sb3_softac.distributed import DistributedAlgorithm
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
 from sb3_softac.errors import TrainingDivergedError
@@ -99,8 +99,9 @@ class SoftAlgorithm(DistributedAlgorithm):
         self._runtime.between_rollouts.clear()
         if self.env is not None:
             check_vector(self.env, self.replay_buffer)
+            self._check_overlap(self.env)
             if self.overlap:
-                check_overlap(self.env)
+                warn_of_no_overlap(self.env)
         if self._runtime.resumption is None:
             self.__dict__.pop("_owed_steps", None)  # of a training that was interrupted
         last_obs = self._last_obs

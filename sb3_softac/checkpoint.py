@@ -20,7 +20,7 @@ def newest_step(folder: str | pathlib.Path) -> int | None:
     :param folder: what ``ExactCheckpointCallback`` writes to; with several ranks all must see the same folder
     """
     if ranked.ranks_in(folder):
-        return next((n_steps for n_steps, _ in ranked.common_steps(folder)), None)
+        return next((source.n_steps for source in ranked.sources(folder)), None)
     newest = Folder(folder).newest_whole()
     return None if newest < 0 else newest
 
@@ -69,7 +69,10 @@ class ExactCheckpointCallback(BaseCallback):
         if runtime.run is None:
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
         group, place = runtime.group, self._place()
+        option: Any = vars(model).get("distributed")
         if group is None:
+            if "ranks" not in runtime.run:
+                runtime.run = {**runtime.run, "distributed": option if option is None else bool(option)}
             if "ranks" not in runtime.run and ranked.common_steps(self.folder):
                 raise ValueError(
                     f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or "
@@ -77,10 +80,9 @@ class ExactCheckpointCallback(BaseCallback):
                 )
             self._claim(place)
         else:
-            self._refuse_a_run_of_one_process()
-            option: Any = vars(model)["distributed"]
             timeout = option["timeout"] if isinstance(option, dict) else None
             runtime.run = {**group.gather_objects(runtime.run)[0], "ranks": group.size, "timeout": timeout}
+            self._refuse_another_run_of_one_process()
             none_whole = group.all_agree(not ranked.common_steps(self.folder))
             try:
                 ranked.agree(group, "begin to write checkpoints", lambda: self._claim_of_rank(place, none_whole))
@@ -111,15 +113,19 @@ class ExactCheckpointCallback(BaseCallback):
     def _claim_of_rank(self, place: Folder, none_whole: bool) -> None:
         if none_whole:
             ranked.forget_incomplete(place)
+        single = Folder(self.folder)
         self._lock = place.claim(self.model._runtime.run)
+        if place.path == ranked.folder_of(self.folder, 0) and single.checkpoints():
+            self._lock.another = Lock(single.path)  # one process might go on from there, too
         newest = max((steps for steps, _ in ranked.common_steps(self.folder)), default=-1)
-        self._refuse_later_steps(newest)
+        self._refuse_later_steps(max(newest, single.newest_whole()))
 
-    def _refuse_a_run_of_one_process(self) -> None:
-        if Folder(self.folder).checkpoints():
+    def _refuse_another_run_of_one_process(self) -> None:
+        present = Folder(self.folder).run()
+        if present is not None and present.get("id") != self.model._runtime.run["id"]:
             raise ValueError(
                 f"`folder` is {str(self.folder)!r}, which holds checkpoints of a run of one process, but it must be another "
-                "one with several ranks."
+                f"one here: choose another folder, or go on with that run by `resume(..., distributed=True)`."
             )
 
     def _refuse_a_later_one(self, place: Folder) -> None:

@@ -175,6 +175,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         check_action_space(self.action_space, self.use_sde, self.log_name)
         self.__dict__.update(self._check_options(self._options()))
         self._check_normalizers(self.env)
+        self._check_overlap(self.env)
         options = self._policy_options()
         chosen = {name: value for name, value in options.items() if value not in (None, False)}
         self.policy_kwargs = {name: value for name, value in self.policy_kwargs.items() if name not in options} | chosen
@@ -305,6 +306,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         wrapped = self._wrap_env(env, 0)
         check_wrappers(wrapped)
         self._check_normalizers(wrapped)
+        self._check_overlap(wrapped)
         super().set_env(env, force_reset)
         if self.replay_buffer is None:
             self._allocate_replay_buffer()
@@ -360,6 +362,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
     def _apply_options(self, changed: Any) -> None:
         self.__dict__.update(self._check_options(self._options()))
         self._check_normalizers(self.env)
+        self._check_overlap(self.env)
         self._convert_train_freq()
         self._setup_lr_schedule()
         if "gamma" in changed and self.replay_buffer is not None:

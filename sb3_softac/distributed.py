@@ -7,7 +7,8 @@ others.
 
 import os
 import pathlib
-from typing import Any, TypeVar, cast
+import warnings
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -44,6 +45,34 @@ def _launch(timeout: float | None) -> None:
     _Opened.timeout = timeout
 
 
+def _warn_of_others(wanted: Any) -> None:
+    """Say that this process goes on by itself, though it is one of several."""
+    if wanted is None and not is_open() and is_launched(os.environ) and int(os.environ["WORLD_SIZE"]) > 1:
+        warnings.warn(
+            f"This process is one of {os.environ['WORLD_SIZE']} that torchrun has started, but the run, which was one of one "
+            "process, goes on in each by itself: `resume(..., distributed=True)` lets them train one model.",
+            stacklevel=3,
+        )
+
+
+def _join_launched(wanted: Any, timeout: float | None) -> None:
+    """See ``_open_group``."""
+    if is_open():
+        if timeout is not None and timeout != _Opened.timeout:
+            raise ValueError(
+                f"`distributed` is {wanted!r}, but it must be True here: this process is in a group already, whose "
+                "time-out cannot be changed."
+            )
+        return
+    if not is_launched(os.environ):
+        missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
+        raise ValueError(
+            f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started "
+            f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
+        )
+    _launch(timeout)
+
+
 class DistributedAlgorithm(TemperedAlgorithm):
     """An algorithm that may train on several ranks."""
 
@@ -67,20 +96,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if wanted is None or wanted is False:
             return
         self._refuse_overlap()
-        if is_open():
-            if timeout is not None and timeout != _Opened.timeout:
-                raise ValueError(
-                    f"`distributed` is {wanted!r}, but it must be True here: this process is in a group already, whose "
-                    "time-out cannot be changed."
-                )
-            return
-        if not is_launched(os.environ):
-            missing = ", ".join(name for name in LAUNCHED if name not in os.environ)
-            raise ValueError(
-                f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started "
-                f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
-            )
-        _launch(timeout)
+        _join_launched(wanted, timeout)
 
     def _present_group(self) -> Group | None:
         """The ranks that this model trains with, or None for this process alone."""
@@ -168,18 +184,34 @@ class DistributedAlgorithm(TemperedAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         **expected: Any,
     ) -> SelfDistributedAlgorithm:
-        """As described there; a run of several ranks goes on with all processes that torchrun has started."""
-        if not ranked.ranks_in(folder):
-            if is_open() and Group().size > 1:
-                raise ValueError(
-                    f"`folder` is {str(folder)!r}, which has no checkpoint of several ranks: a run of one process goes on in "
-                    "one process."
-                )
-            return super().resume(folder, env, device, custom_objects, **expected)
-        if not is_open() and is_launched(os.environ):
+        """As described there; with all processes that torchrun has started, if there are several.
+
+        So go on a run of several ranks, and a run of one process whose ``distributed`` was True, or where ``distributed`` is
+        passed here, which takes effect. With another number of ranks than before replay buffers are dealt out anew.
+        """
+        said = "distributed" in expected
+        asked = check_distributed(expected.pop("distributed", None))
+        of_ranks = bool(ranked.ranks_in(folder))
+        wanted = asked if said else of_ranks or ranked.option_of(folder)
+        if asked:
+            _join_launched(asked, asked.get("timeout") if isinstance(asked, dict) else None)
+        elif wanted and not is_open() and is_launched(os.environ):
             _launch(ranked.timeout_of(folder))
-        group = Group() if is_open() else None
-        return cast(SelfDistributedAlgorithm, ranked.resume(cls, folder, env, device, custom_objects, expected, group))
+        group = Group() if is_open() and wanted is not False else None
+        alone = group is None or group.size == 1
+        if alone and not of_ranks:
+            _warn_of_others(wanted)
+            model = super().resume(folder, env, device, custom_objects, **expected)
+        else:
+            model = ranked.resume(cls, folder, env, device, custom_objects, expected, group)
+        kept: Any = asked if said else model.distributed
+        if alone and not said and kept and group is None:
+            kept = None  # there is nobody to join
+        model.distributed = kept if alone else kept or True
+        model._runtime.options = model._option_values()  # nobody has set it
+        if not alone:
+            model._refuse_what_differs_by_rank()
+        return model
 
     # --- learn --------------------------------------------------------------------------------------------------------
 

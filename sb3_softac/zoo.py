@@ -362,6 +362,7 @@ def extend_experiment_manager(module: ModuleType) -> None:
         create_callbacks=zoo_resume.with_checkpoints,
         _save_config=zoo_resume.with_durable_config,
         objective=zoo_search.with_search,
+        hyperparameters_optimization=zoo_search.without_lost_trials,
     )
     extend_callbacks(rl_zoo3.callbacks)  # which the manager has imported
 

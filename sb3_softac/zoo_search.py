@@ -1,6 +1,11 @@
 """``-optimize``: trials of our algorithms in RL Zoo's search, and which of our search spaces they sample."""
 
+import contextlib
 import functools
+import os
+import pathlib
+import socket
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +18,10 @@ if TYPE_CHECKING:
 
 #: the hyperparameter that asks for another search, and the attribute of a trial that remembers which it belongs to
 SEARCH = "search"
+#: the attribute of a trial of a shared storage that says which process does it
+WORKER = "worker"
+#: times that a database is opened
+ATTEMPTS = 5
 
 
 class _PartlyFixed:
@@ -114,6 +123,8 @@ def with_search(objective: Callable[..., float]) -> Callable[..., float]:
             return objective(self, trial)
         if getattr(self, "search", None) is not None:
             trial.set_user_attr(SEARCH, self.search)
+        if getattr(self, "storage", None) is not None:
+            trial.set_user_attr(WORKER, f"{_machine()} {os.getpid()}")
         try:
             return objective(self, trial)
         except TrainingDivergedError as error:
@@ -121,5 +132,92 @@ def with_search(objective: Callable[..., float]) -> Callable[..., float]:
 
             print(error)
             raise optuna.TrialPruned from error
+
+    return call
+
+
+# --- workers that have died --------------------------------------------------------------------------------------------
+
+
+def _machine() -> str:
+    """Where a number of a process has one meaning: the host, and the container if there is one."""
+    namespace = ""
+    with contextlib.suppress(OSError):  # not on Linux
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace}"
+
+
+def is_dead(worker: Any) -> bool:
+    """Whether a worker was a process of this machine that is no longer there; nobody here knows of those of others.
+
+    :param worker: attribute of its trial
+    """
+    machine, _, number = str(worker).rpartition(" ")
+    if os.name != "posix" or machine != _machine() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # it is somebody else's
+        return False
+    return False
+
+
+def open_database(url: str) -> Any:
+    """A storage of Optuna, whose tables are made if there are none.
+
+    Optuna does not expect that another worker makes them at the same moment, as where many begin together: one of the two
+    fails, and finds them when it looks again.
+
+    :param url: such as ``postgresql+psycopg2://user@host/sweeps``
+    """
+    import optuna
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            time.sleep(0.5 + os.getpid() % 10 / 10)  # the other one waits for another time
+    return optuna.storages.RDBStorage(url)
+
+
+def fail_lost_trials(storage: str, study_name: str) -> None:
+    """Fail the trials of workers of this machine that were killed: they would run, and count, for ever.
+
+    :param storage: as ``--storage`` of RL Zoo
+    :param study_name: name of the study; it need not exist yet
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    backend: Any
+    if not storage.endswith(".log"):  # as RL Zoo has it
+        backend = open_database(storage)
+    elif pathlib.Path(storage).exists():
+        backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
+    else:
+        return
+    try:
+        study = optuna.load_study(study_name=study_name, storage=backend)
+    except KeyError:
+        return
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if is_dead(trial.user_attrs.get(WORKER)):
+            with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another one has done it
+                study.tell(trial.number, state=TrialState.FAIL)
+                print(f"Trial {trial.number} has failed: its worker was killed")
+
+
+def without_lost_trials(optimize: Callable[..., None]) -> Callable[..., None]:
+    """A worker that begins, also one that is started again, first fails the trials of those that were killed."""
+
+    @functools.wraps(optimize)
+    def call(self: Any) -> None:
+        if self.algo in ALGORITHMS and self.storage is not None and self.study_name is not None:
+            fail_lost_trials(self.storage, self.study_name)
+        optimize(self)
 
     return call

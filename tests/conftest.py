@@ -3,6 +3,10 @@
 import pytest
 import torch as th
 
+from tests.postgres import database, server
+
+__all__ = ["database", "server"]
+
 th.set_num_threads(1)
 
 

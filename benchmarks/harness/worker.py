@@ -25,6 +25,7 @@ from harness.plans import Run, as_dict, from_dict
 from harness.pool import describe, stop_without_parent
 from harness.runs import folder_of, forget, perform
 from sb3_softac.files.checkpoint import Lock
+from sb3_softac.zoo_search import open_database
 
 LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 #: times that a run may die before it is left alone: it might be what kills its machine
@@ -38,9 +39,11 @@ class TakenOver(Exception):
 def open_study(storage: str, name: str) -> optuna.Study:
     """:raises ValueError: it cannot be opened"""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend: Any = storage
+    backend: Any
     try:
-        if "://" not in storage:
+        if "://" in storage:
+            backend = open_database(storage)
+        else:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             backend = JournalStorage(JournalFileBackend(storage))
         return optuna.create_study(study_name=name, storage=backend, load_if_exists=True)

@@ -72,7 +72,8 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}"
+    three = float(f"{1e3 * seconds:.3g}")
+    return f"{three:,.0f}" if three >= 1000.0 else f"{three:g}"
 
 
 def measured_pairs(rows: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from sb3_softac.collect.acting import CapturedActor, DirectActor, make_actor
 from sb3_softac.collect.episodes import FACTS
 from sb3_softac.collect.exploration import CollectingAlgorithm
-from sb3_softac.collect.overlap import Overlapped, check_overlap
+from sb3_softac.collect.overlap import Overlapped, warn_of_no_overlap
 from sb3_softac.collect.pooling import PooledStatistics
 from sb3_softac.collect.returns import no_returns, reward_divisor
 from sb3_softac.collect.step_infos import StepInfos
@@ -31,7 +31,6 @@ __all__ = [
     "VectorEnvAdapter",
     "check_compatible_buffer",
     "check_normalizers",
-    "check_overlap",
     "check_statistics",
     "check_vector",
     "check_wrappers",
@@ -40,4 +39,5 @@ __all__ = [
     "make_actor",
     "no_returns",
     "reward_divisor",
+    "warn_of_no_overlap",
 ]

@@ -24,13 +24,19 @@ from sb3_softac.collect.noise import sampling_with
 from sb3_softac.engine import ModuleGuards, graphs, torch_internals
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.networks import MLP, Normalized, ObservationNormalizer, SoftPolicy
+from sb3_softac.networks.actors import ActsDirectly
 from sb3_softac.networks.preprocessing import Floats
 
 Array = npt.NDArray[Any]
 
 ACTIVATIONS: dict[type[nn.Module], Callable[[th.Tensor], th.Tensor]] = {nn.ReLU: th.relu_, nn.Tanh: th.tanh_}
-#: what ``predict`` calls of a policy
-POLICY_METHODS = ("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode")
+#: what acting by ``predict`` calls of a policy
+POLICY_METHODS = (
+    *("predict", "_predict", "forward", "obs_to_tensor", "set_training_mode"),
+    *("scale_action", "unscale_action", "is_vectorized_observation"),
+)
+#: packages whose methods are known
+KNOWN = (f"{networks.__name__}.", "stable_baselines3.", "torch.")
 
 
 def _linear(layer: Any, values: th.Tensor) -> th.Tensor:
@@ -254,6 +260,28 @@ def has_own_methods(policy: SoftPolicy) -> bool:
         return False
     unaltered: bool = policy.actor.is_unaltered()
     return unaltered
+
+
+def acts_as_made(policy: SoftPolicy) -> bool:
+    """Whether to ask the actor of a policy for actions is what ``predict`` does: nothing on the way is user-defined."""
+    kind: Any = type(policy)
+    methods = (getattr(getattr(kind, name), "__module__", "") or "" for name in POLICY_METHODS)
+    return (
+        all(module.startswith(KNOWN) for module in methods)
+        and vars(policy).keys().isdisjoint(POLICY_METHODS)
+        and _asks_forward(policy.actor)
+    )
+
+
+def _asks_forward(actor: Any) -> bool:
+    """Whether ``sample_on_device`` of an actor calls its ``forward``, or belongs to it."""
+    kinds = type(actor).mro()
+    own = next((kind for kind in kinds if "sample_on_device" in vars(kind)), None)
+    if own is None or own is ActsDirectly:
+        return True
+    newer = kinds[: kinds.index(own)]  # a subclass that samples in another way without saying so here
+    changed = any(not {"forward", "sample"}.isdisjoint(vars(kind)) for kind in newer)
+    return not (changed or hides_a_method(actor) or torch_internals.has_hooks((actor,)) or torch_internals.has_global_hooks())
 
 
 def make_actor(

@@ -1,6 +1,10 @@
-"""What a finished episode says of the values, the actions and the ends that the critics learn from."""
+"""What finished episodes say of the values, the actions and the ends that the critics learn from.
 
-from typing import Any
+Many of them may end in one step of as many environments. They are described together, from a grid of the newest rows of their
+environments, (T, m): its last row is the one that was stored last.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,89 +23,126 @@ SATURATED = 0.99
 FACTS = ("discounted_return", "saturation", "timeout_rate")
 #: what they are read from
 NAMES = ("rewards", "dones", "timeouts", "actions")
+#: numbers of a grid that are copied out of a buffer at once
+MOST = 1 << 22
 
 
-def newest_rows(buffer: Any, index: int, length: int) -> Array | None:
-    """Rows of the episode that the newest row of a buffer ends, in order, (T,).
+class Rows(NamedTuple):
+    """The newest rows of some environments, (T, m) each, actions (T, m, A)."""
 
-    :param buffer: replay buffer
-    :param index: of the environment
-    :param length: steps since its last reset
-    :return: the rows, or None where its beginning has been overwritten
-    """
-    n = min(length, buffer.size())
-    rows: Array = np.arange(buffer.pos - n, buffer.pos) % buffer.buffer_size
-    ended = np.logical_or(buffer.dones[rows[:-1], index], buffer.timeouts[rows[:-1], index])
-    earlier = np.flatnonzero(ended)
-    if len(earlier) > 0:
-        return rows[earlier[-1] + 1 :]
-    return None if n < length and bool(buffer.full) else rows
+    rewards: Array
+    dones: Array
+    timeouts: Array
+    actions: Array
 
 
-class NewestRows:
-    """The newest rows of some environments, copied out of a buffer of tensors at once.
+def newest_rows(buffer: Any, indices: Array, length: int) -> Rows | None:
+    """The newest rows of some environments, in order.
 
-    :param buffer: the buffer
+    :param buffer: replay buffer; one that does not keep its rows as SB3's does has none
     :param indices: of the environments, (m,)
-    :param length: how many rows
+    :param length: how many; there are no more than the buffer has
     """
-
-    def __init__(self, buffer: TensorReplayBuffer, indices: Array, length: int) -> None:
-        self.n_rows = min(length, buffer.size())
-        rows = th.arange(buffer.pos - self.n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
+    if isinstance(buffer, TensorReplayBuffer):
+        n_rows = min(length, buffer.size())
+        rows = th.arange(buffer.pos - n_rows, buffer.pos, device=buffer.device) % buffer.buffer_size
         envs = th.from_numpy(indices).to(buffer.device)
-        self.rewards, self.dones, self.timeouts, self.actions = (
-            vars(buffer)[name][rows.unsqueeze(1), envs].cpu().numpy() for name in NAMES
-        )
-        self.buffer_size, self.pos, self.full = max(self.n_rows, 1), 0, buffer.full
-
-    def size(self) -> int:
-        """How many there are."""
-        return self.n_rows
+        return Rows(*(vars(buffer)[name][rows.unsqueeze(1), envs].cpu().numpy() for name in NAMES))
+    if not isinstance(buffer, ReplayBuffer) or not all(isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES):
+        return None
+    n_rows = min(length, buffer.size())
+    places = np.arange(buffer.pos - n_rows, buffer.pos)[:, np.newaxis] % buffer.buffer_size
+    return Rows(*(getattr(buffer, name)[places, indices] for name in NAMES))
 
 
-def discounted_return(rewards: Array, gamma: float, goes_on: bool) -> float:
-    """Mean over the T states of an episode of G_t, the discounted sum of the rewards from there.
+def beginnings(rows: Rows, lengths: Array, is_full: bool) -> Array:
+    """The row of a grid that each episode begins with, which its last row ends, (m,); T where that has been overwritten.
+
+    :param rows: the grid
+    :param lengths: steps since the last reset of each environment, (m,)
+    :param is_full: whether the buffer has overwritten rows
+    """
+    n_rows = len(rows.rewards)
+    looked_at = np.minimum(lengths, n_rows)
+    number = np.arange(n_rows)[:, np.newaxis]
+    ended = ((rows.dones != 0) | (rows.timeouts != 0)) & (number >= n_rows - looked_at)
+    ended[-1:] = False
+    behind_an_end = np.where(ended, number + 1, 0).max(axis=0, initial=0)
+    is_lost = (behind_an_end == 0) & (looked_at < lengths) & is_full
+    return np.where(is_lost, n_rows, np.maximum(behind_an_end, n_rows - looked_at))
+
+
+def discounted_returns(rewards: Array, begin: Array, gamma: float, goes_on: Array) -> Array:
+    """Mean over the T states of each episode of G_t, the discounted sum of the rewards from there, (m,).
 
     Reward k is in the returns of the states 0 to k: Σ_t G_t = Σ_k w_k r_k with w_k = (1 − γ^(k+1))/(1 − γ). Where the episode
     was cut off by a time limit, the states would have had further rewards. They are then taken to be, on average, those that
     were seen: Σ_k w_k r_k / ((1 − γ) Σ_k w_k).
 
-    :param rewards: (T,)
+    :param rewards: grid of float64, (n, m); an episode is a column from its beginning on
+    :param begin: row that each begins with, below n, (m,)
     :param gamma: discount γ; at 1 nothing is extrapolated
-    :param goes_on: whether it was cut off
+    :param goes_on: whether it was cut off, (m,)
     """
-    weights = np.cumsum(gamma ** np.arange(len(rewards), dtype=np.float64))
-    total = float(weights @ rewards)
-    return total / float((1.0 - gamma) * weights.sum()) if goes_on and gamma < 1.0 else total / len(rewards)
+    n_rows = len(rewards)
+    weights = np.cumsum(gamma ** np.arange(n_rows, dtype=np.float64))
+    place = np.arange(n_rows)[:, np.newaxis] - begin  # k
+    totals = (np.where(place >= 0, weights[np.maximum(place, 0)], 0.0) * rewards).sum(axis=0)
+    n_states = n_rows - begin
+    divisors = n_states.astype(np.float64)
+    if gamma < 1.0:
+        divisors = np.where(goes_on, (1.0 - gamma) * np.cumsum(weights)[n_states - 1], divisors)
+    result: Array = totals / divisors
+    return result
 
 
 def describe(
-    buffer: Any, index: int, length: int, gamma: float, action_space: spaces.Space[Any], vec_normalize: VecNormalize | None
-) -> dict[str, float]:
-    """Facts of the episode that the newest row of a replay buffer ends, by the names in ``FACTS``.
+    buffer: Any,
+    indices: Array,
+    lengths: Array,
+    gamma: float,
+    action_space: spaces.Space[Any],
+    vec_normalize: VecNormalize | None,
+) -> list[dict[str, float]]:
+    """Facts of the episodes that the newest row of a replay buffer ends, by the names in ``FACTS``, for each environment.
 
-    They are read from what is stored, so they need no state of their own and no random numbers.
+    They are read from what is stored, so they need no state of their own and no random numbers; they are empty where the
+    beginning of the episode has been overwritten.
 
-    :param buffer: replay buffer, or its newest rows; one that does not keep its rows as SB3's does tells nothing
-    :param index: of the environment
-    :param length: steps of the episode, as its ``Monitor`` counts them
+    :param buffer: replay buffer; one that does not keep its rows as SB3's does tells nothing
+    :param indices: of the environments, (m,)
+    :param lengths: steps of the episodes, as their ``Monitor`` counts them, (m,)
     :param gamma: discount
     :param action_space: saturation has a meaning for ``Box`` only
     :param vec_normalize: normalises rewards, as it does for batches
     """
-    if not isinstance(buffer, ReplayBuffer | NewestRows) or not all(
-        isinstance(getattr(buffer, name, None), np.ndarray) for name in NAMES
-    ):
-        return {}
-    rows = newest_rows(buffer, index, length)
-    if rows is None or len(rows) == 0:
-        return {}
-    cut_off = bool(buffer.timeouts[rows[-1], index])
-    rewards = buffer.rewards[rows, index].astype(np.float64)
+    longest, width = int(lengths.max(initial=0)), int(np.prod(action_space.shape or (1,)))
+    if len(indices) > 1 and longest * len(indices) * width > MOST:  # long episodes of many environments, one half at a time
+        half, context = len(indices) // 2, (gamma, action_space, vec_normalize)
+        parts = (slice(None, half), slice(half, None))
+        return [facts for part in parts for facts in describe(buffer, indices[part], lengths[part], *context)]
+    rows = newest_rows(buffer, indices, longest)
+    if rows is None or len(rows.rewards) == 0:
+        return [{} for _ in indices]
+    begin = beginnings(rows, lengths, bool(buffer.full))
+    known = begin < len(rows.rewards)
+    first = np.where(known, begin, 0)
+    cut_off = rows.timeouts[-1] != 0
+    rewards: Array = rows.rewards.astype(np.float64)
     if vec_normalize is not None:
         rewards = vec_normalize.normalize_reward(rewards)
-    facts = {"discounted_return": discounted_return(rewards, gamma, cut_off), "timeout_rate": float(cut_off)}
+    facts = {"discounted_return": discounted_returns(rewards, first, gamma, cut_off), "timeout_rate": cut_off.astype(float)}
     if isinstance(action_space, spaces.Box):
-        facts["saturation"] = float(np.mean(np.abs(buffer.actions[rows, index]) >= SATURATED))
-    return facts
+        facts["saturation"] = _saturation(rows.actions, first)
+    names, columns = list(facts), [values.tolist() for values in facts.values()]
+    described = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [of_one if is_known else {} for of_one, is_known in zip(described, known.tolist(), strict=True)]
+
+
+def _saturation(actions: Array, begin: Array) -> Array:
+    """Share of the components of the actions of each episode that are saturated, (m,)."""
+    n_rows, width = len(actions), int(np.prod(actions.shape[2:]))
+    saturated = (np.abs(actions) >= SATURATED).reshape(n_rows, len(begin), -1).sum(axis=2)
+    within = np.arange(n_rows)[:, np.newaxis] >= begin
+    share: Array = np.where(within, saturated, 0).sum(axis=0) / ((n_rows - begin) * width)
+    return share

@@ -17,14 +17,13 @@ from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_softac.collect import on_device
-from sb3_softac.collect.acting import make_actor
-from sb3_softac.collect.episodes import NewestRows, describe
+from sb3_softac.collect.acting import acts_as_made, make_actor
+from sb3_softac.collect.episodes import describe
 from sb3_softac.collect.noise import advance, sampling_with
-from sb3_softac.collect.overlap import Overlapped, asks_no_environment, share
+from sb3_softac.collect.overlap import Overlapped, asks_no_environment, refuse_own_step, refuse_own_train, share
 from sb3_softac.collect.returns import count_returns
-from sb3_softac.collect.step_infos import StepInfos, is_tensor
+from sb3_softac.collect.step_infos import StepInfos, each, is_tensor
 from sb3_softac.collect.validation import StoredUpTo, close_trajectory, find_non_finite
-from sb3_softac.replay import TensorReplayBuffer
 
 
 class CollectingAlgorithm(OffPolicyAlgorithm):
@@ -44,13 +43,16 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
     _kept_noise: np.ndarray[Any, Any] | None = None
     _kept_steps: np.ndarray[Any, Any] | None = None
 
+    def _has_own_predict(self) -> bool:
+        return type(self).predict is not BaseAlgorithm.predict or "predict" in vars(self)
+
     def _choose_actor(self) -> None:
         """Find the fastest way to act that samples what ``predict`` would."""
-        own_predict = type(self).predict is not BaseAlgorithm.predict or "predict" in vars(self)
         capture = self.compile is not False
         repeats = self.noise_repeat is not None
         self._runtime.noise_repeat = self.noise_repeat
-        self._runtime.actor = None if own_predict else make_actor(self.policy, self.n_envs, capture, repeats)  # type: ignore[arg-type]  # ours
+        own = self._has_own_predict()
+        self._runtime.actor = None if own else make_actor(self.policy, self.n_envs, capture, repeats)  # type: ignore[arg-type]  # ours
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -60,21 +62,20 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
             self._follow_options()
             self._choose_actor()
         actor = self._runtime.actor
-        if actor is not None and ("predict" in vars(self) or not actor.holds(self.policy)):
+        if actor is not None and (self._has_own_predict() or not actor.holds(self.policy)):
             self._choose_actor()
             actor = self._runtime.actor
-        is_random = self.num_timesteps < random_steps
-        if is_random and not is_tensor(self._last_obs):
-            return super()._sample_action(random_steps, action_noise, n_envs)
+        is_random, in_tensors = self.num_timesteps < random_steps, is_tensor(self._last_obs)
+        if is_random and not (in_tensors and on_device.draws_uniformly(self.action_space)):
+            return self._sample_as_sb3(random_steps, action_noise, n_envs, None)
         noise = None if is_random or self.noise_repeat is None else self._next_noise(self.noise_repeat, n_envs)
-        if is_tensor(self._last_obs):
+        if in_tensors:
             is_random = is_random and not (self.use_sde and self.use_sde_at_warmup)
-            return on_device.sample(self, actor, is_random, action_noise, n_envs, noise)  # type: ignore[return-value]  # tensors
-        if actor is None:
             policy: Any = self.policy
-            kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(self.device))
-            with kept:
-                return super()._sample_action(random_steps, action_noise, n_envs)
+            if is_random or actor is not None or (not self._has_own_predict() and acts_as_made(policy)):
+                return on_device.sample(self, actor, is_random, action_noise, n_envs, noise)  # type: ignore[return-value]  # tensors
+        if actor is None or in_tensors:
+            return self._sample_as_sb3(random_steps, action_noise, n_envs, noise)
         assert isinstance(self._last_obs, np.ndarray)
         actions = actor(self._last_obs) if noise is None else actor(self._last_obs, noise)
         if isinstance(self.action_space, spaces.Discrete):
@@ -86,6 +87,20 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         if action_noise is not None:
             actions = np.clip(actions + action_noise(), -1, 1)
         return self.policy.unscale_action(actions), actions
+
+    def _sample_as_sb3(
+        self, random_steps: int, action_noise: ActionNoise | None, n_envs: int, noise: np.ndarray[Any, Any] | None
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """As in SB3, by ``predict``, which takes arrays."""
+        policy, held = self.policy, self._last_obs
+        kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(self.device))  # type: ignore[arg-type]  # ours
+        if is_tensor(held):
+            self._last_obs = each(held, lambda part: part.cpu().numpy())
+        try:
+            with kept:
+                return super()._sample_action(random_steps, action_noise, n_envs)
+        finally:
+            self._last_obs = held
 
     def _next_noise(self, longest: int, n_envs: int) -> np.ndarray[Any, Any]:
         """ε of the next actions, (n_envs, A)."""
@@ -143,8 +158,15 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         runtime.n_collected, runtime.n_owed, runtime.drawn = 0, self._owed_steps, None
         wrapped = runtime.overlapped
         if wrapped is None or wrapped.venv is not env:
+            self._check_overlap(env)  # it may have been switched on since `learn` began
             wrapped = runtime.overlapped = Overlapped(env, self._draw_ahead, self._pay_share)
         return wrapped  # type: ignore[no-any-return]  # the runtime's type is not known here
+
+    def _check_overlap(self, env: VecEnv | None) -> None:
+        """:raises ValueError: ``overlap``, and something of which nobody knows what it does between two halves of a step"""
+        if self.overlap:
+            refuse_own_train(self)
+            refuse_own_step(env)
 
     def _share(self) -> int:
         train_freq: Any = self.train_freq
@@ -213,6 +235,8 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         stored_obs, stored_reward = new_obs, reward
+        if isinstance(infos, StepInfos):
+            infos.settle()
         if self._vec_normalize_env is not None:
             stored_obs = self._vec_normalize_env.get_original_obs()
             stored_reward = self._vec_normalize_env.get_original_reward()
@@ -253,15 +277,17 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
 
         SB3 keeps the same dict in ``ep_info_buffer``, whose means are logged.
         """
-        context = self.gamma, self.action_space, self._vec_normalize_env
-        ended = ((int(index), infos[index].get("episode")) for index in np.flatnonzero(dones))
-        found = [(index, episode) for index, episode in ended if episode is not None]
-        if found and isinstance(buffer, TensorReplayBuffer):
-            found = found[-self._stats_window_size :]  # no more are kept
-            buffer = NewestRows(buffer, np.array([index for index, _ in found]), max(int(each["l"]) for _, each in found))
-            found = [(place, episode) for place, (_, episode) in enumerate(found)]
-        for index, episode in found:
-            episode.update(describe(buffer, index, int(episode["l"]), *context))
+        if isinstance(infos, StepInfos):
+            found = list(zip(infos.ended.tolist(), infos.episodes, strict=False))  # no episodes, if nobody counts them
+        else:
+            asked = ((index, infos[index].get("episode")) for index in np.flatnonzero(dones).tolist())
+            found = [(index, episode) for index, episode in asked if episode is not None]
+        found = found[-self._stats_window_size :]  # no more are kept
+        if found:
+            indices, lengths = (np.array(part, np.int64) for part in zip(*((i, each["l"]) for i, each in found), strict=True))
+            facts = describe(buffer, indices, lengths, self.gamma, self.action_space, self._vec_normalize_env)
+            for (_, episode), of_one in zip(found, facts, strict=True):
+                episode.update(of_one)
 
     def _count_observations(self, new_obs: Any, dones: Any, infos: list[dict[str, Any]]) -> None:
         """Each observation that a step has brought enters the statistics of the policy once, last ones of episodes too."""

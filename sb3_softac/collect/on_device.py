@@ -13,6 +13,11 @@ from sb3_softac.collect.step_infos import each
 from sb3_softac.errors import TrainingDivergedError
 
 
+def draws_uniformly(space: spaces.Space[Any]) -> bool:
+    """Whether ``sample`` of an action space is Gymnasium's, of which :func:`random_actions` draws the same distribution."""
+    return type(space).sample in (spaces.Box.sample, spaces.Discrete.sample) and "sample" not in vars(space)
+
+
 def random_actions(space: spaces.Space[Any], n_envs: int, device: th.device) -> th.Tensor:
     """Uniformly random ones, scaled to [−1, 1], (n, A); discrete ones (n,)."""
     if isinstance(space, spaces.Discrete):
@@ -34,8 +39,10 @@ def policy_actions(policy: Any, actor: Any, obs: Any, noise: Any) -> th.Tensor:
         actions = actor.on_device(obs, noise)
     else:
         kept = nullcontext() if noise is None else sampling_with(policy, th.from_numpy(noise).to(policy.device))
+        act = getattr(policy.actor, "sample_on_device", policy.actor)
+        policy.set_training_mode(False)  # as `predict` does: a callback may have trained
         with kept:
-            actions = policy.actor.sample_on_device(each(obs, lambda part: part.to(policy.device)))
+            actions = act(each(obs, lambda part: part.to(policy.device)))
     broken = actions < 0 if not actions.is_floating_point() else actions.isnan()
     if bool(broken.any()):
         raise TrainingDivergedError(

@@ -61,10 +61,23 @@ def share(total: int, part: int, n_parts: int) -> int:
     return total * todo // n_parts - total * done // n_parts
 
 
-def check_overlap(env: VecEnv) -> None:
-    """Environments must take a step in two parts; a warning says where nothing happens in between.
+def refuse_own_train(algorithm: Any) -> None:
+    """Behind a rollout SB3 calls ``train``, which puts its gradient steps off: one of somebody's own would not.
 
-    :raises ValueError: a layer has a ``step`` of its own, whose parts nobody knows
+    :raises ValueError: the algorithm has one
+    """
+    module = getattr(type(algorithm).train, "__module__", "") or ""
+    if "train" in vars(algorithm) or not module.startswith("sb3_softac."):
+        raise ValueError(
+            f"`overlap` is True, but it must be False with a {type(algorithm).__name__} that has a `train` of its own: its "
+            "gradient steps would not run while the environments step. An update of your own (`update_class`) does."
+        )
+
+
+def refuse_own_step(env: VecEnv | None) -> None:
+    """Environments must take a step in two halves.
+
+    :raises ValueError: a layer has a ``step`` of its own, whose halves nobody knows
     """
     layer: Any = env
     while isinstance(layer, VecEnv):
@@ -74,7 +87,11 @@ def check_overlap(env: VecEnv) -> None:
                 "gradient steps run between `step_async` and `step_wait`."
             )
         layer = getattr(layer, "venv", None) if isinstance(layer, VecEnvWrapper) else None
-    inner = env.unwrapped
+
+
+def warn_of_no_overlap(env: VecEnv) -> None:
+    """Say where nothing happens between the two halves of a step."""
+    inner: Any = env.unwrapped
     if isinstance(inner, DummyVecEnv) or getattr(inner, "steps_in_this_process", False):
         warnings.warn(
             f"`overlap` is True, but a {type(inner).__name__} steps its environments in this process: nothing overlaps, and "

@@ -46,11 +46,16 @@ class StepInfos(Sequence[Any]):
         )
         self._raw = raw
         self._dicts: dict[int, dict[str, Any]] = {}
-        self._episodes: tuple[Array, Array, float] | None = None
+        #: the last observations in them, as they were handed out
+        self._given: dict[int, Any] = {}
+        #: of the episodes that have ended, in their order: what ``Monitor`` says of each; empty if nobody has counted them
+        self.episodes: list[dict[str, float]] = []
 
     def set_episodes(self, returns: Array, lengths: Array, seconds: float) -> None:
         """Return and length of the episodes that have ended, in their order, and the time since the beginning."""
-        self._episodes = returns, lengths, seconds
+        now = round(seconds, 6)
+        pairs = zip(returns.tolist(), lengths.tolist(), strict=True)
+        self.episodes = [{"r": round(total, 6), "l": length, "t": now} for total, length in pairs]
 
     def __len__(self) -> int:
         return len(self.timeouts)
@@ -69,19 +74,37 @@ class StepInfos(Sequence[Any]):
         place = int(np.searchsorted(self.ended, index))
         if place == len(self.ended) or self.ended[place] != index:
             return info
-        final = self._raw.get("final_info")
-        info |= _of_one(final if isinstance(final, dict) else self._raw, index)
+        info |= _of_one(self._said(), index)
         info["TimeLimit.truncated"] = bool(self.timeouts[index])
         if self.final is not None:
-            info["terminal_observation"] = each(self.final, lambda part: part[place])
-        if self._episodes is not None:
-            returns, lengths, seconds = self._episodes
-            info["episode"] = {"r": round(float(returns[place]), 6), "l": int(lengths[place]), "t": round(seconds, 6)}
+            info["terminal_observation"] = self._given[index] = each(self.final, lambda part: part[place])
+        if self.episodes:
+            info["episode"] = self.episodes[place]
         return info
 
+    def _said(self) -> dict[str, Any]:
+        """What the vector says of those whose episodes have ended."""
+        final = self._raw.get("final_info")
+        return final if isinstance(final, dict) else self._raw
+
     def of_ended(self) -> list[dict[str, Any]]:
-        """The dicts of those whose episodes have ended."""
-        return [self[int(index)] for index in self.ended]
+        """What is logged of those whose episodes have ended: ``episode`` and ``is_success``, in dicts of their own."""
+        said = self._said()
+        if "is_success" in said or not self.episodes:
+            return [self[index] for index in self.ended.tolist()]
+        made = self._dicts
+        return [
+            made.get(index) or {"episode": episode} for index, episode in zip(self.ended.tolist(), self.episodes, strict=True)
+        ]
+
+    def settle(self) -> None:
+        """Take over what a callback, or a wrapper, has written into the dicts that it asked for."""
+        for index, info in self._dicts.items():
+            self.timeouts[index] = bool(info.get("TimeLimit.truncated", False))
+        if any(self._dicts[index].get("terminal_observation") is not given for index, given in self._given.items()):
+            last = [self[index].get("terminal_observation") for index in self.ended.tolist()]
+            if all(obs is not None for obs in last):
+                self.final = _stacked(last)
 
     def next_observations(self, new_obs: Any) -> Any:
         """The observations that the transitions end with: the last ones of the episodes that have ended."""
@@ -98,6 +121,12 @@ def _with_rows(values: Any, indices: Array, rows: Any) -> Any:
     changed = values.copy()
     changed[indices] = rows
     return changed
+
+
+def _stacked(rows: list[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {key: _stacked([row[key] for row in rows]) for key in rows[0]}
+    return th.stack(rows) if isinstance(rows[0], th.Tensor) else np.stack(rows)
 
 
 def _of_one(raw: dict[str, Any], index: int) -> dict[str, Any]:

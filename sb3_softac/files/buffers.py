@@ -11,9 +11,11 @@ from stable_baselines3.common.save_util import open_path
 
 from sb3_softac.files.allowed import Allowed
 from sb3_softac.files.atomic import named, writing
+from sb3_softac.files.checking import check_transitions
 from sb3_softac.files.reading import MAX_STEPS, explained, unreadable
 from sb3_softac.files.rebuilding import require
-from sb3_softac.files.settling import check_buffer, check_values
+from sb3_softac.files.segments import rows_of
+from sb3_softac.files.settling import check_buffer, check_values, is_known
 from sb3_softac.files.unpickling import Machine, Source
 
 #: what a checksum begins with; eight hexadecimal digits follow
@@ -79,6 +81,8 @@ def read_buffer(path: str | pathlib.Path | io.BufferedIOBase) -> Any:
                 _compare_checksum(source)
             with unreadable():  # an attribute that is not there
                 check_buffer(buffer)
+                if is_known(buffer):
+                    check_transitions(buffer, rows_of(buffer))
             return buffer
     finally:
         if not is_stream:

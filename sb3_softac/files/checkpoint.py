@@ -126,6 +126,8 @@ class Lock:
 
     #: the locks of this process, by folder: within a process the newest one holds
     held: "dict[pathlib.Path, Lock]" = {}  # noqa: RUF012  # shared on purpose
+    #: one of another folder, which is released with it
+    another: "Lock | None" = None
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder.resolve()
@@ -170,6 +172,8 @@ class Lock:
         if Lock.held.get(self.folder) is self:
             del Lock.held[self.folder]
         self.file.close()
+        if self.another is not None:
+            self.another.release()
 
 
 def new_run(algorithm: str, environment: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +189,11 @@ def describe(run: Mapping[str, Any]) -> str:
 def steps_of(path: pathlib.Path) -> int:
     """Of which step a checkpoint is, by its name."""
     return int(path.name[len(PREFIX) :])
+
+
+def name_of(n_steps: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"{PREFIX}{n_steps:012d}"
 
 
 class Folder:
@@ -263,7 +272,7 @@ class Folder:
         :raises OSError: it cannot be written; the older ones are as they were
         """
         self.refuse_link()
-        name = f"{PREFIX}{checkpoint.n_steps:012d}"
+        name = name_of(checkpoint.n_steps)
         unfinished = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
             unfinished.mkdir()

@@ -1,7 +1,8 @@
 """Checkpoints of several ranks: each has a folder of its own (rank-0, rank-1, ...), and they count only together.
 
 The folder of a rank is like that of a run of one process, with its replay buffer, environments and random generators. Its
-weights are those of all ranks. The manifest says how many ranks there are.
+weights are those of all ranks. The manifest says how many ranks there are. A run of one process, which lies in the folder
+itself, counts as one rank.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3.common.base_class import maybe_make_env
@@ -21,12 +22,21 @@ from sb3_softac.collect import StoredUpTo, close_trajectory
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files import resuming, segments
-from sb3_softac.files.checkpoint import Checkpoint, Folder, Lock, steps_of
-from sb3_softac.files.segments import BufferLog, rows_of
+from sb3_softac.files.checkpoint import Checkpoint, Folder, Lock, name_of, steps_of
+from sb3_softac.files.segments import BufferLog, by_field, rows_of
 from sb3_softac.files.unpickling import Damage
+from sb3_softac.replay import TensorReplayBuffer
 
 #: buffers whose transitions stand for themselves, or belong to trajectories that may be closed anywhere
-DEALT = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+DEALT = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, TensorReplayBuffer)
+
+
+class Source(NamedTuple):
+    """A checkpoint that a run can go on from, and where each of its ranks has written."""
+
+    n_steps: int
+    n_ranks: int
+    places: list[Folder]
 
 
 def folder_of(folder: str | pathlib.Path, rank: int) -> pathlib.Path:
@@ -56,6 +66,31 @@ def common_steps(folder: str | pathlib.Path) -> list[tuple[int, int]]:
         if all(run.get("id") == first["id"] and run.get("ranks") == n_ranks for run in runs):
             found.append((steps_of(path), n_ranks))
     return found
+
+
+def sources(folder: str | pathlib.Path) -> list[Source]:
+    """All checkpoints that a run can go on from, the newest first; those of one process if they are of the same run.
+
+    Only manifests are looked at: files may still be damaged.
+    """
+    of_ranks = [
+        Source(n_steps, n_ranks, [Folder(folder_of(folder, rank)) for rank in range(n_ranks)])
+        for n_steps, n_ranks in common_steps(folder)
+    ]
+    run_id = _run_of(of_ranks[0].places[0].path, name_of(of_ranks[0].n_steps)).get("id") if of_ranks else None
+    place, found = Folder(folder), []
+    for path in place.checkpoints():
+        run = _run_of(place.path, path.name)
+        if "id" in run and "ranks" not in run and run_id in (None, run["id"]):
+            found.append(Source(steps_of(path), 1, [place]))
+    return sorted(of_ranks + found, key=lambda source: -source.n_steps)
+
+
+def option_of(folder: str | pathlib.Path) -> bool | None:
+    """Whether the newest run of one process would have trained with others, had there been any; None if it has not said."""
+    found = sources(folder)
+    option = _run_of(found[0].places[0].path, name_of(found[0].n_steps)).get("distributed") if found else None
+    return option if isinstance(option, bool) else None
 
 
 def _run_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
@@ -120,6 +155,7 @@ def write(group: Group, place: Folder, take: Callable[[], Checkpoint], keep: int
     place.clean(path, keep)
     if group.rank == 0:
         remove_others(place, group.size)
+        _remove_single(place)
     return path
 
 
@@ -134,6 +170,19 @@ def remove_others(place: Folder, size: int) -> None:
         for rank in ranks_in(folder):
             if rank >= size:
                 shutil.rmtree(folder_of(folder, rank), ignore_errors=True)
+
+
+def _remove_single(place: Folder) -> None:
+    """Remove the checkpoints of one process from which ranks have gone on, and which would be taken for a run of its own.
+
+    :param place: where rank 0 writes
+    """
+    single = Folder(place.path.parent)
+    run, own = single.run(), place.run()
+    if run is not None and own is not None and run.get("id") == own.get("id"):
+        for path in [*single.checkpoints(), single.segments]:
+            shutil.rmtree(path, ignore_errors=True)
+        (single.path / "run.json").unlink(missing_ok=True)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------------
@@ -155,68 +204,63 @@ def resume(
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     device = get_device(device)
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
-    for n_steps, n_ranks in _steps_or_refuse(folder):
-        mine = [rank] if n_ranks == size else range(n_ranks)
+    for source in _sources_or_refuse(folder):
+        mine = source.places if source.n_ranks != size else [source.places[rank]]
         problem, parts = None, []
         try:
-            parts = [_read(folder, each, n_steps) for each in mine]
+            parts = [_read(place, source.n_steps) for place in mine]
         except Damage as damage:
             problem = str(damage)
         problems = [problem] if group is None else group.gather_objects(problem)
         if any(problems):
             reason = next(filter(None, problems))
             warnings.warn(
-                f"The checkpoint at step {n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
+                f"The checkpoint at step {source.n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
             )
             continue
         arguments = cls, wrapped, device, custom_objects or {}, expected
-        model = _same(folder, rank, parts[0], arguments) if n_ranks == size else _dealt(folder, rank, size, parts, arguments)
-        if group is None:
-            model.distributed = None
-            model._runtime.options = model._option_values()  # nobody has set it
-        return model
+        if source.n_ranks == size:
+            return _build(mine[0], parts[0], arguments)
+        return _dealt(source, rank, size, parts, arguments)
     raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole on all ranks.")
 
 
-def _steps_or_refuse(folder: str | pathlib.Path) -> list[tuple[int, int]]:
-    steps = common_steps(folder)
-    if not steps:
+def _sources_or_refuse(folder: str | pathlib.Path) -> list[Source]:
+    found, ranks = sources(folder), ranks_in(folder)
+    if not found and not ranks:
+        next(Folder(folder).whole())  # says what is wrong with a run of one process
+    if not found:
         raise ValueError(
             f"`folder` is {str(folder)!r}, but it must hold a checkpoint that all ranks have written; it has parts of "
-            f"rank {', '.join(map(str, ranks_in(folder)))} only."
+            f"rank {', '.join(map(str, ranks))} only."
         )
-    return steps
+    return found
 
 
-def _read(folder: str | pathlib.Path, rank: int, n_steps: int) -> Checkpoint:
-    place = Folder(folder_of(folder, rank))
+def _read(place: Folder, n_steps: int) -> Checkpoint:
     return place.read(next(path for path in place.checkpoints() if steps_of(path) == n_steps))
 
 
-def _build(folder: str | pathlib.Path, rank: int, part: Checkpoint, arguments: Any) -> Any:
+def _build(place: Folder, part: Checkpoint, arguments: Any) -> Any:
     cls, env, device, custom_objects, expected = arguments
-    return resuming.build_from(cls, Folder(folder_of(folder, rank)), part, env, device, custom_objects, expected)
+    return resuming.build_from(cls, place, part, env, device, custom_objects, expected)
 
 
-def _same(folder: str | pathlib.Path, rank: int, part: Checkpoint, arguments: Any) -> Any:
-    return _build(folder, rank, part, arguments)
-
-
-def _dealt(folder: str | pathlib.Path, rank: int, size: int, parts: list[Checkpoint], arguments: Any) -> Any:
+def _dealt(source: Source, rank: int, size: int, parts: list[Checkpoint], arguments: Any) -> Any:
     """A model with its share of each replay buffer. New episodes begin, with random numbers of their own."""
-    n_ranks, source = len(parts), rank % len(parts)
-    part = parts[source]
+    n_ranks, chosen = len(parts), rank % len(parts)
+    part, folder = parts[chosen], source.places[0].path
     part.state["environment"] = {**part.state["environment"], "obstacle": f"{n_ranks} ranks go on as {size}"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The environments cannot be put where they were")
-        model = _build(folder, source, part, arguments)
+        model = _build(source.places[chosen], part, arguments)
     kind = type(model.replay_buffer)
     if kind not in DEALT or model.optimize_memory_usage:
         raise ValueError(
-            f"`folder` is {str(folder)!r}, a run of {n_ranks} ranks, and must go on with as many, not {size}: a "
+            f"`folder` is {str(folder)!r}, a run of {_ranks(n_ranks)}, and must go on with as many, not {size}: a "
             f"{kind.__name__}{' of optimized memory' if model.optimize_memory_usage else ''} cannot be dealt out anew."
         )
-    shares = [_share(model, folder, index, each, rank, size) for index, each in enumerate(parts)]
+    shares = [_share(model, place, each, n_ranks, rank, size) for place, each in zip(source.places, parts, strict=True)]
     _fill(model, shares)
     runtime = model._runtime
     runtime.run = {**part.run, "ranks": size}
@@ -225,17 +269,19 @@ def _dealt(folder: str | pathlib.Path, rank: int, size: int, parts: list[Checkpo
     model.env.seed(runtime.resumption.seed)
     if rank == 0:
         warnings.warn(
-            f"The run had {n_ranks} ranks and goes on with {size}: replay buffers are dealt out anew, and new episodes begin.",
+            f"The run had {_ranks(n_ranks)} and goes on with {size}: replay buffers are dealt out anew, and new episodes "
+            "begin.",
             stacklevel=4,
         )
     return model
 
 
-def _share(
-    model: Any, folder: str | pathlib.Path, index: int, part: Checkpoint, rank: int, size: int
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The rows of one buffer that belong to ``rank``, of ``size``, from the oldest to the newest."""
-    place = Folder(folder_of(folder, index))
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
+
+
+def _share(model: Any, place: Folder, part: Checkpoint, n_ranks: int, rank: int, size: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The rows of one buffer, of ``n_ranks``, that belong to ``rank``, of ``size``, from the oldest to the newest."""
     model._allocate_replay_buffer()
     buffer = model.replay_buffer
     segments.restore(
@@ -244,25 +290,27 @@ def _share(
     n_rows, length = buffer.size(), buffer.buffer_size
     oldest = buffer.pos if buffer.full else 0
     first, last = rank * n_rows // size, (rank + 1) * n_rows // size
-    most = max(1, length // part.run["ranks"])
+    most = max(1, length // n_ranks)
     chosen = (oldest + np.arange(max(first, last - most), last)) % length
-    if len(chosen):
-        close_trajectory(buffer)
-        if hasattr(buffer, "timeouts"):
-            end = chosen[-1]
-            buffer.timeouts[end] = np.logical_or(buffer.timeouts[end], np.logical_not(buffer.dones[end]))
-    return {name: rows[chosen].copy() for name, rows in rows_of(buffer).items()}
+    close_trajectory(buffer)
+    share = {name: rows[chosen].copy() for name, rows in rows_of(buffer).items()}
+    if len(chosen) and "timeouts" in share:  # what follows there is another rank's
+        share["timeouts"][-1] = np.logical_or(share["timeouts"][-1], np.logical_not(share["dones"][-1]))
+    return share
 
 
 def _fill(model: Any, shares: list[dict[str, np.ndarray[Any, Any]]]) -> None:
     """Put shares into a new buffer, one behind the other."""
     model._allocate_replay_buffer()
     buffer, start = model.replay_buffer, 0
+    rows = rows_of(buffer)
     for share in shares:
         n_rows = len(next(iter(share.values())))
-        for name, rows in rows_of(buffer).items():
-            rows[start : start + n_rows] = share[name]
+        for name, part in rows.items():
+            part[start : start + n_rows] = share[name]
         start += n_rows
+    if isinstance(buffer, TensorReplayBuffer):
+        buffer.put_rows(by_field(rows))
     buffer.pos, buffer.full = start % buffer.buffer_size, start == buffer.buffer_size
     model._runtime.buffer_log = None
     model._runtime.stored = StoredUpTo(buffer, None)

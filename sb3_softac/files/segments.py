@@ -108,7 +108,7 @@ def rows_of(buffer: ReplayBuffer) -> Arrays:
     return found
 
 
-def _by_field(rows: Arrays) -> dict[str, Any]:
+def by_field(rows: Arrays) -> dict[str, Any]:
     """What :func:`rows_of` has taken apart: a dict for each field that has several parts."""
     fields: dict[str, Any] = {}
     for name, part in rows.items():
@@ -269,7 +269,7 @@ def restore(
     _restore_rest(decoder, form, buffer, rows)
     check_transitions(buffer, rows)
     if isinstance(buffer, TensorReplayBuffer):
-        buffer.put_rows(_by_field(rows))
+        buffer.put_rows(by_field(rows))
     log.segments, log.added, log.buffer = list(segments), added, buffer
     log.remember(rows)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac.files.allowed import Rebuilt
@@ -105,6 +106,8 @@ def is_known(buffer: Any) -> bool:
 
 
 def _check_arrays(buffer: Any, n_rows: int, n_envs: int) -> None:
+    of_spaces = buffer.obs_shape == get_obs_shape(buffer.observation_space)
+    require(of_spaces and buffer.action_dim == get_action_dim(buffer.action_space), "its rows are not those of its spaces")
     for name in ("observations", "next_observations"):
         stored = getattr(buffer, name, None)
         if name == "next_observations" and buffer.optimize_memory_usage is True and stored is None:
@@ -122,8 +125,24 @@ def _check_arrays(buffer: Any, n_rows: int, n_envs: int) -> None:
         require(np.shape(buffer._current_ep_start) == (n_envs,), "`_current_ep_start` has another shape")
     if isinstance(buffer, TensorReplayBuffer):
         names.append("skipped")
-        require(type(buffer.n_steps) is int and buffer.n_steps > 0, "`n_steps` is no number of steps")
+        _check_tensors(buffer)
     for name in names:
         _check_rows(name, getattr(buffer, name), n_rows, n_envs, ())
     gamma = getattr(buffer, "gamma", 1.0)
     require(isinstance(gamma, (int, float)) and gamma == gamma, "`gamma` is no number")
+
+
+def _check_tensors(buffer: TensorReplayBuffer) -> None:
+    """:raises Damage: the rows are of other types than their spaces, or options are none"""
+    require(type(buffer.n_steps) is int and buffer.n_steps > 0, "`n_steps` is no number of steps")
+    require(buffer.n_steps == 1 or type(vars(buffer).get("gamma")) in (int, float), "`gamma` is no number")
+    require(0.0 <= vars(buffer).get("gamma", 1.0) <= 1.0, "`gamma` is no discount")
+    require(buffer.optimize_memory_usage is False, "`optimize_memory_usage` is not False")
+    require(type(buffer.handle_timeout_termination) is bool, "`handle_timeout_termination` is neither True nor False")
+    for name, dtype in buffer.row_types().items():
+        stored = vars(buffer)[name]
+        for key, rows in stored.items() if isinstance(stored, dict) else [("", stored)]:
+            wanted = dtype[key] if isinstance(dtype, dict) else dtype
+            require(rows.dtype == wanted, f"`{name}{key and '.'}{key}` is of {rows.dtype}, but it must be of {wanted}")
+    require(type(buffer.has_skipped) is bool, "`has_skipped` is neither True nor False")
+    require(buffer.has_skipped or not bool(buffer.skipped.any()), "`has_skipped` is not what its rows say")

@@ -29,10 +29,6 @@ def tensor_dtype(dtype: Any) -> th.dtype:
     return th.from_numpy(np.zeros(0, dtype)).dtype
 
 
-def _empty_rows(shape: tuple[int, ...], dtype: Any, device: th.device) -> th.Tensor:
-    return th.zeros(shape, dtype=tensor_dtype(dtype), device=device)
-
-
 def each(rows: Rows, change: Any) -> Rows:
     """``change`` of a tensor, or of each in a dict."""
     return {key: change(part) for key, part in rows.items()} if isinstance(rows, dict) else change(rows)
@@ -91,23 +87,25 @@ class TensorReplayBuffer(ReplayBuffer):
         self.has_skipped = False
         self._allocate()
 
+    def row_types(self) -> dict[str, Any]:
+        """Types of the rows, by field; of Dict observations by key."""
+        space = self.observation_space
+        of_observations: Any = tensor_dtype(space.dtype) if not isinstance(space, spaces.Dict) else None
+        if isinstance(space, spaces.Dict):
+            of_observations = {key: tensor_dtype(part.dtype) for key, part in space.spaces.items()}
+        types = {name: of_observations for name in ("observations", "next_observations")}
+        types["actions"] = tensor_dtype(self._maybe_cast_dtype(self.action_space.dtype))
+        return types | {name: th.float32 for name in ("rewards", "dones", "timeouts")} | {"skipped": th.bool}
+
     def _allocate(self) -> None:
-        size = (self.buffer_size, self.n_envs)
-        space, shape, fields = self.observation_space, self.obs_shape, vars(self)
-        for name in ("observations", "next_observations"):
-            if isinstance(space, spaces.Dict):
-                assert isinstance(shape, dict)
-                fields[name] = {
-                    key: _empty_rows((*size, *shape[key]), part.dtype, self.device) for key, part in space.spaces.items()
-                }
-            else:
-                assert isinstance(shape, tuple)
-                fields[name] = _empty_rows((*size, *shape), space.dtype, self.device)
-        action_dtype = self._maybe_cast_dtype(self.action_space.dtype)
-        fields["actions"] = _empty_rows((*size, self.action_dim), action_dtype, self.device)
-        for name in ("rewards", "dones", "timeouts"):
-            fields[name] = _empty_rows(size, np.float32, self.device)
-        fields["skipped"] = _empty_rows(size, np.bool_, self.device)
+        size, shapes = (self.buffer_size, self.n_envs), {"actions": (self.action_dim,)}
+        for name, dtype in self.row_types().items():
+            shape: Any = self.obs_shape if "observations" in name else shapes.get(name, ())
+            vars(self)[name] = (
+                {key: th.zeros((*size, *shape[key]), dtype=part, device=self.device) for key, part in dtype.items()}
+                if isinstance(dtype, dict)
+                else th.zeros((*size, *shape), dtype=dtype, device=self.device)
+            )
 
     # --- where it is ----------------------------------------------------------------------------------------------------
 
@@ -134,7 +132,7 @@ class TensorReplayBuffer(ReplayBuffer):
         if self.device.type != "cpu":
             for name, values in rows.items():
                 _write(vars(self)[name], values)
-        self.has_skipped = bool(self.skipped.any())
+        self.has_skipped = self.has_skipped or bool(self.skipped.any())
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays, which any machine can read."""

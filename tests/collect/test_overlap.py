@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_softac import SoftAC, SoftQL, TensorReplayBuffer, TrainingDivergedError
-from sb3_softac.collect.overlap import check_overlap, share
+from sb3_softac.collect.overlap import share, warn_of_no_overlap
+from sb3_softac.update import ActorCriticUpdate
 from tests.helpers import RandomDiscreteEnv, RandomEnv, assert_same_parameters, needs_compiler, quick_model
 
 pytestmark = [
@@ -226,12 +227,12 @@ def test_episodes_are_refused() -> None:
 
 def test_a_warning_names_what_cannot_overlap() -> None:
     with pytest.warns(UserWarning, match="`overlap` is True, but a DummyVecEnv steps its environments in this process"):
-        check_overlap(make_vec_env(RandomEnv, 1))
+        warn_of_no_overlap(make_vec_env(RandomEnv, 1))
     env = vector(RandomEnv, in_processes=True, n_envs=1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            check_overlap(env)
+            warn_of_no_overlap(env)
     finally:
         env.close()
 
@@ -248,6 +249,65 @@ class OwnStep(VecEnvWrapper):
 
 
 def test_a_step_that_has_no_halves_is_refused() -> None:
-    model = quick_model(OwnStep(make_vec_env(RandomEnv, 1)), overlap=True)
-    with pytest.raises(ValueError, match="`overlap` is True, but it must be False with a OwnStep"):
+    message = "`overlap` is True, but it must be False with a OwnStep"
+    with pytest.raises(ValueError, match=message):
+        quick_model(OwnStep(make_vec_env(RandomEnv, 1)), overlap=True)
+    model = quick_model(RandomEnv(), overlap=True)
+    with pytest.raises(ValueError, match=message):
+        model.set_env(OwnStep(make_vec_env(RandomEnv, 1)))
+    model = quick_model(OwnStep(make_vec_env(RandomEnv, 1)))
+    with pytest.raises(ValueError, match=message):
+        model.learn(20, callback=SwitchOn())  # no gradient step looks at the options before
+
+
+class SwitchOn(BaseCallback):
+    model: Any
+
+    def _on_step(self) -> bool:
+        self.model.overlap = True
+        return True
+
+
+class OwnTrain(SoftAC):
+    """Trains on in its own way."""
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        self._n_updates += gradient_steps
+
+
+def test_a_train_of_ones_own_is_refused() -> None:
+    """SB3 calls it behind each rollout: nothing of it would run while the environments step."""
+    message = "`overlap` is True, but it must be False with a .* that has a `train` of its own"
+    options: dict[str, Any] = {"learning_starts": 10, "buffer_size": 500}
+    with pytest.raises(ValueError, match=message):
+        OwnTrain("MlpPolicy", RandomEnv(), overlap=True, **options)
+    assert OwnTrain("MlpPolicy", RandomEnv(), **options).learn(20)._n_updates == 10
+    model = quick_model(RandomEnv(), overlap=True)
+    vars(model)["train"] = lambda gradient_steps, batch_size: None
+    with pytest.raises(ValueError, match=message):
         model.learn(20)
+
+
+class OwnUpdate(ActorCriticUpdate):
+    """Counts."""
+
+    n_calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        OwnUpdate.n_calls += 1
+        return super().__call__(*args, **kwargs)
+
+
+class WithOwnUpdate(SoftAC):
+    update_class = OwnUpdate
+
+
+def test_an_update_of_ones_own_runs_meanwhile() -> None:
+    env = Recorded(make_vec_env(RandomEnv, 1))
+    model = WithOwnUpdate(
+        "MlpPolicy", env, overlap=True, learning_starts=10, buffer_size=500, batch_size=8, seed=0, compile=False
+    )
+    env.model, OwnUpdate.n_calls = model, 0
+    model.learn(15)
+    assert OwnUpdate.n_calls == model._n_updates == 5
+    assert [count for what, count in env.events if what == "end"] == [0] * 11 + [1, 2, 3, 4]

@@ -31,26 +31,33 @@ class Kill(BaseCallback):
         return True
 
 
+OPTIONS: dict[str, Any] = {
+    "policy_kwargs": SMALL,
+    "learning_starts": 20,
+    "batch_size": 8,
+    "buffer_size": 90,
+    "seed": 0,
+    "device": "cpu",
+    "compile": False,
+    "normalize_observations": True,
+    "normalize_rewards": 5.0,
+}
+
+
+def one_rank(folder: Path, total: int) -> str:
+    """The first part of a run, by the one process of torchrun."""
+    model = SoftAC("MlpPolicy", RandomEnv(), distributed=True, **OPTIONS)
+    model.learn(total, callback=ExactCheckpointCallback(20, folder))
+    return _summary(state_tensors(model))
+
+
 def main(folder: Path, total: int, killed_at: int) -> None:
     th.set_num_threads(1)
     begun = newest_step(folder)
     if begun is None:
-        model = SoftAC(
-            "MlpPolicy",
-            RandomEnv(),
-            policy_kwargs=SMALL,
-            learning_starts=20,
-            batch_size=8,
-            buffer_size=90,
-            seed=0,
-            device="cpu",
-            compile=False,
-            normalize_observations=True,
-            normalize_rewards=5.0,
-            distributed={"timeout": 60},
-        )
+        model = SoftAC("MlpPolicy", RandomEnv(), distributed={"timeout": 60}, **OPTIONS)
     else:
-        model = SoftAC.resume(folder, RandomEnv(), device="cpu")
+        model = SoftAC.resume(folder, RandomEnv(), device="cpu", distributed={"timeout": 60})
     callbacks: list[BaseCallback] = [ExactCheckpointCallback(20, folder)]
     if killed_at:
         callbacks.append(Kill(1, killed_at))

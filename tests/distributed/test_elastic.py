@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import SoftAC
+from sb3_softac import SoftAC, TensorReplayBuffer
 from sb3_softac.checkpoint import ExactCheckpointCallback, newest_step
 from sb3_softac.files import ranked, segments
 from sb3_softac.files.checkpoint import Folder
+from sb3_softac.ranks import _summary, state_tensors
+from tests.distributed.elastic import OPTIONS, one_rank
 from tests.helpers import RandomEnv
+from tests.ranks import environment, run_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 TOTAL, KILLED_AT = 200, 110
@@ -68,7 +73,7 @@ def stored(folder: Path) -> np.ndarray[Any, Any]:
     every = []
     for rank in (0, 1):
         place = Folder(ranked.folder_of(folder, rank))
-        part = ranked._read(folder, rank, TOTAL)
+        part = ranked._read(place, TOTAL)
         model: Any = SoftAC("MlpPolicy", RandomEnv(), buffer_size=90, policy_kwargs={"net_arch": [16, 16]}, device="cpu")
         segments.restore(
             place.segments,
@@ -82,21 +87,129 @@ def stored(folder: Path) -> np.ndarray[Any, Any]:
     return np.concatenate(every)
 
 
-def test_three_ranks_share_all_transitions_of_two(runs: Path) -> None:
-    parts = [ranked._read(runs / "alone", rank, TOTAL) for rank in (0, 1)]
-    rewards = []
-    for rank in range(3):
+def dealt(folder: Path, size: int, env: Any = RandomEnv) -> list[Any]:
+    """The models that as many ranks would go on with."""
+    source = ranked.sources(folder)[0]
+    parts = [ranked._read(place, source.n_steps) for place in source.places]
+    models = []
+    for rank in range(size):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = ranked._dealt(runs / "alone", rank, 3, parts, (SoftAC, SoftAC._wrap_env(RandomEnv()), "cpu", {}, {}))
+            models.append(ranked._dealt(source, rank, size, parts, (SoftAC, SoftAC._wrap_env(env()), "cpu", {}, {})))
         said = [str(each.message) for each in caught if "dealt out anew" in str(each.message)]
         assert len(said) == (rank == 0)
-        buffer = model.replay_buffer
-        assert model.num_timesteps == TOTAL
-        rewards.append(buffer.rewards[: buffer.size(), 0])
-    everything = np.concatenate(rewards)
+    return models
+
+
+def rewards_of(model: Any) -> np.ndarray[Any, Any]:
+    rewards: np.ndarray[Any, Any] = np.asarray(model.replay_buffer.rewards)[: model.replay_buffer.size(), 0]
+    return rewards
+
+
+def test_three_ranks_share_all_transitions_of_two(runs: Path) -> None:
+    models = dealt(runs / "alone", 3)
+    assert [model.num_timesteps for model in models] == [TOTAL] * 3
+    everything = np.concatenate([rewards_of(model) for model in models])
     np.testing.assert_array_equal(np.sort(everything), np.sort(stored(runs / "alone")))
     assert len(everything) == 180
+
+
+# --- one process, and several ------------------------------------------------------------------------------------------
+
+
+def single(folder: Path, total: int = 60, **options: Any) -> SoftAC:
+    model = SoftAC("MlpPolicy", RandomEnv(), **{**OPTIONS, **options})
+    return model.learn(total, callback=ExactCheckpointCallback(20, folder))
+
+
+@pytest.mark.parametrize("buffer_class", [None, TensorReplayBuffer])
+def test_two_ranks_share_all_transitions_of_one_process(buffer_class: Any, tmp_path: Path) -> None:
+    model: Any = single(tmp_path / "run", replay_buffer_class=buffer_class)
+    models = dealt(tmp_path / "run", 2)
+    for other in models:
+        assert (other.num_timesteps, other._n_updates, other._episode_num) == (60, 40, 12)
+        assert _summary(state_tensors(other)) == _summary(state_tensors(model))
+        assert type(other.replay_buffer) is type(model.replay_buffer)
+    first, second = (rewards_of(other) for other in models)
+    np.testing.assert_array_equal(np.concatenate([first, second]), rewards_of(model))
+    last = models[0].replay_buffer
+    assert bool(last.timeouts[29] != 0) != bool(last.dones[29] != 0)  # what follows there is the other rank's
+    assert models[0].env.unwrapped._seeds != models[1].env.unwrapped._seeds
+
+
+def test_two_ranks_go_on_where_one_process_was_and_are_killed(tmp_path: Path) -> None:
+    """With exact counters; the checkpoints of one process go once all ranks have written."""
+    folder = tmp_path / "run"
+    single(folder)
+    process = start(folder, KILLED_AT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "The run had 1 rank and goes on with 2: replay buffers are dealt out anew, and new episodes begin" in errors
+    every = results(tmp_path, "run")
+    assert [each["begun"] for each in every] == [100, 100]  # of their second life: 60 steps, and 20 of each
+    # One for each step from 21 to 60, then one for each step of both.
+    assert [(each["steps"], each["updates"], each["size"]) for each in every] == [(TOTAL, 40 + 70, 90)] * 2
+    assert every[0]["weights"] == every[1]["weights"]
+    assert every[0]["buffer"] != every[1]["buffer"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "rank-0", "rank-1"]
+    assert newest_step(folder) == TOTAL
+    with pytest.warns(UserWarning, match="The run had 2 ranks and goes on with 1"):
+        model = SoftAC.resume(folder, RandomEnv(), device="cpu")
+    assert (model.distributed, model.num_timesteps, model._n_updates) == (None, TOTAL, 110)
+
+
+def test_one_process_goes_on_where_one_rank_was(tmp_path: Path) -> None:
+    """Bit for bit, though it was one that torchrun had started, and there is none now."""
+    folder = tmp_path / "run"
+    assert run_ranks(one_rank, 1, folder, 40)[0][0] is True
+    assert ranked.option_of(folder) is True
+    model = SoftAC.resume(folder, RandomEnv(), device="cpu")
+    assert model.distributed is None
+    with pytest.warns(UserWarning, match="goes on to 60 steps"):
+        model.learn(60, callback=ExactCheckpointCallback(20, folder))
+    assert model.num_timesteps == newest_step(folder) == 60
+    assert model._n_updates == 40
+    assert _summary(state_tensors(model)) == _summary(state_tensors(single(tmp_path / "other")))
+    with pytest.raises(ValueError, match="`distributed` is True, but it must be None or False in a process that torchrun"):
+        SoftAC.resume(folder, RandomEnv(), device="cpu", distributed=True)
+    with pytest.raises(ValueError, match="`distributed` is 'yes'"):
+        SoftAC.resume(folder, RandomEnv(), device="cpu", distributed="yes")
+
+
+def test_checkpoints_of_one_process_count_until_all_ranks_have_written(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    single(folder)
+    subprocess.run(["cp", "-r", str(runs / "alone" / "rank-0"), str(folder / "rank-0")], check=True)
+    assert newest_step(folder) == 60
+    assert SoftAC.resume(folder, RandomEnv(), device="cpu").num_timesteps == 60
+    subprocess.run(["cp", "-r", str(runs / "alone" / "rank-1"), str(folder / "rank-1")], check=True)
+    assert [source.n_steps for source in ranked.sources(folder)] == [TOTAL, 160]  # the other is another run
+
+
+def test_a_process_of_torchrun_that_goes_on_by_itself_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single(tmp_path / "run")
+    for name, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning, match="This process is one of 2 that torchrun has started, but the run"):
+        SoftAC.resume(tmp_path / "run", RandomEnv(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SoftAC.resume(tmp_path / "run", RandomEnv(), device="cpu", distributed=False).distributed is False
+    single(tmp_path / "alone", distributed=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SoftAC.resume(tmp_path / "alone", RandomEnv(), device="cpu").distributed is False
+
+
+def test_what_cannot_be_dealt_out(tmp_path: Path) -> None:
+    def env() -> Any:
+        return BitFlippingEnv(n_bits=4, continuous=True)
+
+    options: dict[str, Any] = {**OPTIONS, "normalize_observations": False, "replay_buffer_class": HerReplayBuffer}
+    model = SoftAC("MultiInputPolicy", env(), **options)
+    model.learn(40, callback=ExactCheckpointCallback(20, tmp_path / "run"))
+    with pytest.raises(ValueError, match="a run of 1 rank, and must go on with as many, not 2: a HerReplayBuffer cannot"):
+        dealt(tmp_path / "run", 2, env)
 
 
 def test_one_process_goes_on_where_two_were(runs: Path, tmp_path: Path) -> None:

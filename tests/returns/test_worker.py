@@ -42,11 +42,18 @@ def quick(patch: pytest.MonkeyPatch) -> list[Run]:
     return performed
 
 
-@pytest.mark.parametrize("storage", ["journal.log", "sqlite:///{}/runs.db"])
-def test_a_plan_is_done_once(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A storage by its kind."""
+    if request.param == "PostgreSQL":
+        return str(request.getfixturevalue("database"))
+    return f"sqlite:///{tmp_path}/runs.db" if request.param == "SQLite" else str(tmp_path / "journal.log")
+
+
+@pytest.mark.parametrize("place", ["journal", "SQLite", "PostgreSQL"], indirect=True)
+def test_a_plan_is_done_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By two workers that have queued it at the same moment."""
     performed = quick(monkeypatch)
-    place = storage.format(tmp_path) if "://" in storage else str(tmp_path / storage)
     plan = [small(seed) for seed in range(3)]
     first, second = (make(place, plan, tmp_path) for _ in range(2))
     nothing: list[Any] = []
@@ -67,9 +74,10 @@ def test_a_plan_is_done_once(storage: str, tmp_path: Path, monkeypatch: pytest.M
     assert first.summary() == "3 runs are done, 0 waiting or running, 0 have failed."
 
 
-def test_a_worker_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["journal", "PostgreSQL"], indirect=True)
+def test_a_worker_that_is_killed(place: str, tmp_path: Path) -> None:
     """With signal 9, in the middle of a run: another one goes on from the checkpoint, to the row of an undisturbed run."""
-    run, journal = small(), str(tmp_path / "journal.log")
+    run, journal = small(), place
     code = (
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'benchmarks')!r}]\n"
         "import os, pathlib, signal\nfrom harness import runs\nfrom tests.returns.test_worker import make, small\n"
@@ -188,6 +196,17 @@ def test_runs_that_a_file_has_are_not_queued(tmp_path: Path) -> None:
     place = make(str(tmp_path / "journal.log"), [run, small(steps=60)], tmp_path)
     place.queue()
     assert [trial.user_attrs["id"] for trial in place.trials()] == [run.id]
+
+
+def test_workers_that_begin_together_on_an_empty_database(database: str) -> None:
+    """Each finds tables, though Optuna makes them in each."""
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[2]]\nfrom harness.worker import open_study\n"
+        "print(open_study(sys.argv[1], 'x').study_name)"
+    )
+    line = [sys.executable, "-W", "ignore", "-c", code, database, str(ROOT / "benchmarks")]
+    workers = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(3)]
+    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["x\n"] * 3
 
 
 @pytest.mark.parametrize("storage", ["nothing://host/base", "{}/file/journal.log"])
