@@ -1,11 +1,12 @@
 """Collection with 1,024 vectorised environments: SB3's loop and buffer, and ``VectorEnvAdapter`` with ``TensorReplayBuffer``.
 
-    python benchmarks/vector_collection.py --steps 60 --repeats 3
+    python benchmarks/vector_collection.py --steps 60 --repeats 5
 
-Both ways train ``SoftAC`` with the same number of gradient steps for each transition, on the same environments, whose steps
-are a few array operations. In SB3's way (``dicts``) they are a ``VecEnv`` with a dict of infos for each environment;
-``dummy`` is SB3's ``DummyVecEnv`` of as many single ones. Runs alternate; the median of each is printed, as one JSON line for
-each task.
+All ways have the same number of gradient steps for each transition, and environments whose steps are a few array operations.
+``tensors`` is ours. In ``sb3`` SB3's ``SAC``, with its loop and buffer, trains on a ``VecEnv`` of the same environments with a
+dict of infos for each, as SB3 asks for; it has no discrete actions, so not on CartPole. ``dicts`` is ``SoftAC`` on that ``VecEnv``
+with SB3's buffer, ``dummy`` on SB3's ``DummyVecEnv`` of as many single environments. Runs alternate; the median of each is
+printed, as one JSON line for each task.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
@@ -29,8 +31,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_softac import SoftAC, TensorReplayBuffer, VectorEnvAdapter
 
-#: SB3's loop and buffer, on two vectors of environments, and ours
-WAYS = ("dummy", "dicts", "tensors")
+#: ways to train, by task; the last is ours
+WAYS = {"cartpole": ("dummy", "dicts", "tensors"), "pendulum": ("sb3", "dummy", "dicts", "tensors")}
 
 
 class VectorPendulum(VectorEnv[Any, Any, Any]):
@@ -152,7 +154,7 @@ def make_vector(task: str, n_envs: int, device: str | None) -> Any:
     return gym.make_vec("CartPole-v1", n_envs, vectorization_mode="vector_entry_point")
 
 
-def make_model(task: str, way: str, n_envs: int, device: str, gradient_steps: int = 1) -> SoftAC:
+def make_model(task: str, way: str, n_envs: int, device: str, gradient_steps: int = 1) -> Any:
     """A model on one of the tasks, in one of the ways."""
     tensors = device if way == "tensors" and task == "pendulum" and device != "cpu" else None
     adapter = VectorEnvAdapter(make_vector(task, n_envs, tensors))
@@ -161,35 +163,28 @@ def make_model(task: str, way: str, n_envs: int, device: str, gradient_steps: in
     envs: dict[str, Callable[[], VecEnv]] = {
         "tensors": lambda: adapter,
         "dicts": lambda: WithDicts(adapter),
+        "sb3": lambda: WithDicts(adapter),
         "dummy": lambda: make_vec_env(single, n_envs),
     }
-    return SoftAC(
-        "MlpPolicy",
-        envs[way](),
-        replay_buffer_class=TensorReplayBuffer if way == "tensors" else ReplayBuffer,
-        buffer_size=200 * n_envs,
-        learning_starts=n_envs,
-        batch_size=256,
-        train_freq=1,
-        gradient_steps=gradient_steps,
-        policy_kwargs={"net_arch": [64, 64]},
-        compile=False,
-        seed=0,
-        device=device,
-    )
+    options: dict[str, Any] = {"learning_starts": n_envs, "batch_size": 256, "train_freq": 1, "seed": 0, "device": device}
+    options |= {"gradient_steps": gradient_steps, "policy_kwargs": {"net_arch": [64, 64]}, "buffer_size": 200 * n_envs}
+    if way == "sb3":
+        return SAC("MlpPolicy", envs[way](), **options)
+    buffer = TensorReplayBuffer if way == "tensors" else ReplayBuffer
+    return SoftAC("MlpPolicy", envs[way](), replay_buffer_class=buffer, compile=False, **options)
 
 
-def measure(model: SoftAC, n_steps: int) -> float:
+def measure(model: Any, n_steps: int) -> float:
     """Transitions per second."""
     start = time.perf_counter()
     model.learn(n_steps * model.n_envs, reset_num_timesteps=False, log_interval=None)
     if model.device.type == "cuda":
         th.cuda.synchronize()
-    return n_steps * model.n_envs / (time.perf_counter() - start)
+    return n_steps * int(model.n_envs) / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure both ways on both tasks."""
+    """Measure all ways on both tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=60, help="of all environments, in each run")
@@ -199,8 +194,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     th.set_num_threads(arguments.threads)
-    for task in ("cartpole", "pendulum"):
-        models = {way: make_model(task, way, arguments.envs, arguments.device, arguments.gradient_steps) for way in WAYS}
+    for task, ways in WAYS.items():
+        models = {way: make_model(task, way, arguments.envs, arguments.device, arguments.gradient_steps) for way in ways}
         for model in models.values():
             measure(model, 5)
         runs: dict[str, list[float]] = {way: [] for way in models}
@@ -211,7 +206,7 @@ def main() -> None:
         result = {"task": task, "envs": arguments.envs, "device": arguments.device, "threads": arguments.threads}
         result |= {f"{way}_per_s": round(value) for way, value in medians.items()}
         result["gradient_steps"] = arguments.gradient_steps
-        ratios = {f"to_{way}": round(medians["tensors"] / medians[way], 2) for way in ("dicts", "dummy")}
+        ratios = {f"to_{way}": round(medians["tensors"] / medians[way], 2) for way in ways[:-1]}
         print(json.dumps(result | ratios | {"torch": th.__version__, "machine": platform.machine()}), flush=True)
 
 
