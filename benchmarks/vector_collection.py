@@ -4,9 +4,9 @@
 
 All ways have the same number of gradient steps for each transition, and environments whose steps are a few array operations.
 ``tensors`` is ours. In ``sb3`` SB3's ``SAC``, with its loop and buffer, trains on a ``VecEnv`` of the same environments with a
-dict of infos for each, as SB3 asks for; it has no discrete actions, so not on CartPole. ``dicts`` is ``SoftAC`` on that ``VecEnv``
-with SB3's buffer, ``dummy`` on SB3's ``DummyVecEnv`` of as many single environments. Runs alternate; the median of each is
-printed, as one JSON line for each task.
+dict of infos for each, as SB3 asks for; it has no discrete actions, so not on CartPole. ``dicts`` is ``SoftAC`` on that
+``VecEnv`` with SB3's buffer, ``dummy`` on SB3's ``DummyVecEnv`` of as many single environments. Runs alternate; the median of
+each is printed, as one JSON line for each task.
 """
 
 import argparse
