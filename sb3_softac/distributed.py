@@ -39,7 +39,13 @@ class _Opened:
     timeout: float | None = -1.0
 
 
-def _launch(timeout: float | None) -> None:
+def join_launched(timeout: float | None) -> None:
+    """Join the group that torchrun describes, if this process is in none.
+
+    :param timeout: seconds that a rank waits for the others; None for PyTorch's
+    """
+    if is_open():
+        return
     open_group(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), timeout)
     _Opened.timeout = timeout
 
@@ -80,7 +86,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
                 f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started "
                 f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
             )
-        _launch(timeout)
+        join_launched(timeout)
 
     def _present_group(self) -> Group | None:
         """The ranks that this model trains with, or None for this process alone."""
@@ -177,7 +183,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
                 )
             return super().resume(folder, env, device, custom_objects, **expected)
         if not is_open() and is_launched(os.environ):
-            _launch(ranked.timeout_of(folder))
+            join_launched(ranked.timeout_of(folder))
         group = Group() if is_open() else None
         return cast(SelfDistributedAlgorithm, ranked.resume(cls, folder, env, device, custom_objects, expected, group))
 
