@@ -330,7 +330,7 @@ def extend_utils(module: ModuleType) -> None:
     for name, algorithm in ALGORITHMS.items():
         module.ALGOS.setdefault(name, algorithm.base)
     if "_knows_softac" not in vars(module.StoreDict):
-        module.get_model_path = zoo_ranks.for_one_process(module.get_model_path, ALGORITHMS)
+        vars(module)["get_model_path"] = zoo_ranks.for_one_process(module.get_model_path, ALGORITHMS)
     _extend(module.StoreDict, __init__=_look_at_command_line, __call__=_store_params)
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -25,12 +26,13 @@ from sb3_softac.arguments.options import check_distributed
 from sb3_softac.distributed import join_launched
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.engine.group import is_launched
+from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.zoo_resume import CutMonitorFiles, trains_in_parallel
 
 #: where torchrun lets a process put the error that ends it; it shows the first one of its processes
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-#: seconds that a rank waits for torchrun to end it: where another one says what is wrong, and where rank 0 may say the same
-PATIENCE, SHORT_PATIENCE = 20.0, 3.0
+#: seconds that a rank waits for torchrun to end it where another one says what is wrong, or rank 0 may say the same
+PATIENCE = 20.0
 #: what only rank 0 has: it saves, evaluates, and cuts the files of its episodes
 OF_FIRST = (CheckpointCallback, EvalCallback, CutMonitorFiles)
 
@@ -76,19 +78,26 @@ def enter(argv: list[str]) -> None:
 
 
 def _record(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Leave an error to torchrun, which ends all ranks and shows the errors that it finds: one, of the rank that has failed."""
+    """Leave an error to torchrun, which ends all ranks and shows what it finds: the error of the rank that has failed."""
     if not isinstance(error, Exception):
         if _is_first():
             sys.__excepthook__(kind, error, trace)
         return
-    if isinstance(error, GroupError):
-        time.sleep(PATIENCE)  # another rank has failed, and says more
-    elif not _is_first():
-        time.sleep(SHORT_PATIENCE)  # what is wrong with the settings is wrong on rank 0, too
+    is_told = isinstance(error, GroupError) or (not _is_first() and not _is_own(error, trace))
+    if is_told:
+        time.sleep(PATIENCE)
     try:
         raise error.with_traceback(trace)
     except Exception:
         get_error_handler().record_exception(error)
+
+
+def _is_own(error: Exception, trace: TracebackType | None) -> bool:
+    """Whether an error is that of this rank alone, from a rollout or a gradient step: settings are wrong on all ranks."""
+    if isinstance(error, TrainingDivergedError):  # its numbers are means over ranks
+        return False
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(trace) if "self" in frame.f_locals}
+    return bool(names & {"collect_rollouts", "train"})
 
 
 def _repeat() -> None:
