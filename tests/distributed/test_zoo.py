@@ -176,7 +176,7 @@ class TestFailures:
 
     def test_what_is_refused_is_said_once(self, seen: SimpleNamespace) -> None:
         assert seen.refused.count("ValueError: `env` has VecNormalize, whose statistics are those of one rank") == 1
-        assert seen.refused.count("ValueError") == 1, seen.refused
+        assert seen.refused.count("ValueError: ") == 1, seen.refused
 
 
 # --- in this process, as one of two ranks
