@@ -40,7 +40,13 @@ class _Opened:
     timeout: float | None = -1.0
 
 
-def _launch(timeout: float | None) -> None:
+def join_launched(timeout: float | None) -> None:
+    """Join the group that torchrun describes, if this process is in none.
+
+    :param timeout: seconds that a rank waits for the others; None for PyTorch's
+    """
+    if is_open():
+        return
     open_group(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), timeout)
     _Opened.timeout = timeout
 
@@ -55,7 +61,7 @@ def _warn_of_others(wanted: Any) -> None:
         )
 
 
-def _join_launched(wanted: Any, timeout: float | None) -> None:
+def _join_wanted(wanted: Any, timeout: float | None) -> None:
     """See ``_open_group``."""
     if is_open():
         if timeout is not None and timeout != _Opened.timeout:
@@ -70,7 +76,7 @@ def _join_launched(wanted: Any, timeout: float | None) -> None:
             f"`distributed` is {wanted!r}, but it must be None or False in a process that torchrun has not started "
             f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
         )
-    _launch(timeout)
+    join_launched(timeout)
 
 
 class DistributedAlgorithm(TemperedAlgorithm):
@@ -96,7 +102,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         if wanted is None or wanted is False:
             return
         self._refuse_overlap()
-        _join_launched(wanted, timeout)
+        _join_wanted(wanted, timeout)
 
     def _present_group(self) -> Group | None:
         """The ranks that this model trains with, or None for this process alone."""
@@ -194,9 +200,9 @@ class DistributedAlgorithm(TemperedAlgorithm):
         of_ranks = bool(ranked.ranks_in(folder))
         wanted = asked if said else of_ranks or ranked.option_of(folder)
         if asked:
-            _join_launched(asked, asked.get("timeout") if isinstance(asked, dict) else None)
+            _join_wanted(asked, asked.get("timeout") if isinstance(asked, dict) else None)
         elif wanted and not is_open() and is_launched(os.environ):
-            _launch(ranked.timeout_of(folder))
+            join_launched(ranked.timeout_of(folder))
         group = Group() if is_open() and wanted is not False else None
         alone = group is None or group.size == 1
         if alone and not of_ranks:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import inspect
 import io
-import os
 import runpy
 import sys
 from collections import OrderedDict
@@ -23,9 +22,8 @@ from typing import Any
 
 import yaml
 
-from sb3_softac import SoftAC, presets, zoo_resume, zoo_search
+from sb3_softac import SoftAC, presets, zoo_ranks, zoo_resume, zoo_search
 from sb3_softac.arguments.checks import check_choice
-from sb3_softac.engine.group import is_launched
 from sb3_softac.errors import DamagedFileError
 from sb3_softac.files.conversion import load_sac
 from sb3_softac.files.reading import attribute_names
@@ -152,7 +150,10 @@ def _look_at_command_line(init: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, option_strings: list[str], *args: Any, **kwargs: Any) -> None:
         init(self, option_strings, *args, **kwargs)
         if "-params" in option_strings:
-            zoo_resume.look_at(sys.argv, _asked_for(None))
+            algorithm = _asked_for(None)
+            if algorithm is not None:
+                zoo_ranks.enter(sys.argv)
+            zoo_resume.look_at(sys.argv, algorithm)
 
     return __init__
 
@@ -207,6 +208,7 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
         self._used = OrderedDict(sorted(hyperparams.items()))
         print(HEADING)
         pprint(self._used)
+        zoo_ranks.meet(self, hyperparams)
         return hyperparams, self._used
 
     return read_hyperparameters
@@ -281,11 +283,8 @@ def _with_our_defaults(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = signature.bind(self, *args, **kwargs).arguments
-        if arguments["algo"] in ALGORITHMS and int(os.environ.get("WORLD_SIZE", 1)) > 1 and is_launched(os.environ):
-            raise ValueError(
-                f"torchrun has started RL Zoo in {os.environ['WORLD_SIZE']} processes, but it must be one: each would write "
-                "into the same folders. Start your own script with torchrun (docs/distributed.md has one), or RL Zoo itself."
-            )
+        if arguments["algo"] in ALGORITHMS:
+            zoo_ranks.begin(arguments)
         run = zoo_resume.run_to_resume(arguments)
         init(**arguments)
         algorithm = ALGORITHMS.get(self.algo)
@@ -330,6 +329,8 @@ def extend_utils(module: ModuleType) -> None:
     """
     for name, algorithm in ALGORITHMS.items():
         module.ALGOS.setdefault(name, algorithm.base)
+    if "_knows_softac" not in vars(module.StoreDict):
+        vars(module)["get_model_path"] = zoo_ranks.for_one_process(module.get_model_path, ALGORITHMS)
     _extend(module.StoreDict, __init__=_look_at_command_line, __call__=_store_params)
 
 
@@ -359,8 +360,11 @@ def extend_experiment_manager(module: ModuleType) -> None:
         __init__=_with_our_defaults,
         read_hyperparameters=_read_what_is_used,
         _load_pretrained_agent=_continue,
-        create_callbacks=zoo_resume.with_checkpoints,
-        _save_config=zoo_resume.with_durable_config,
+        create_callbacks=lambda create: zoo_ranks.with_callbacks_of_rank(zoo_resume.with_checkpoints(create)),
+        create_envs=zoo_ranks.with_own_envs,
+        create_log_folder=zoo_ranks.only_first,
+        save_trained_model=zoo_ranks.only_first,
+        _save_config=lambda save: zoo_ranks.only_first(zoo_resume.with_durable_config(save)),
         objective=zoo_search.with_search,
         hyperparameters_optimization=zoo_search.without_lost_trials,
     )
@@ -388,6 +392,8 @@ def main() -> None:
     script = parser.parse_args(sys.argv[1:2]).script
     if script not in SCRIPTS:
         parser.error(f"SCRIPT is {script!r}, but it must be one of {', '.join(SCRIPTS)}.{suggestion(script, list(SCRIPTS))}")
+    if script != "train":
+        zoo_ranks.refuse_several(script)
     register()
     del sys.argv[1]
     runpy.run_module(f"rl_zoo3.{SCRIPTS[script][0]}", run_name="__main__", alter_sys=True)

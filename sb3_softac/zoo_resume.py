@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_softac.checkpoint import ExactCheckpointCallback
+from sb3_softac.files import ranked
 from sb3_softac.files.atomic import writing
 from sb3_softac.files.checkpoint import Folder
 from sb3_softac.zoo_algorithms import ALGORITHMS, Algorithm
@@ -155,7 +156,8 @@ class Run:
         self.folder, self.checkpoints = folder, Folder(folder / CHECKPOINTS)
         self.total_is_given, self.episodes_go_on = False, True
         self.name = env_id.replace("/", "-").rpartition(":")[2]  # as RL Zoo names its folders
-        of_folder = self.checkpoints.run()
+        several = ranked.ranks_in(self.checkpoints.path)
+        of_folder = (Folder(ranked.folder_of(self.checkpoints.path, several[0])) if several else self.checkpoints).run()
         if of_folder is None:
             what = "it has none" if folder.is_dir() else "there is no such folder"
             raise ValueError(
@@ -257,7 +259,8 @@ class CutMonitorFiles(BaseCallback):
 # --- methods of ExperimentManager
 
 
-def _trains_in_parallel(callbacks: list[Any]) -> bool:
+def trains_in_parallel(callbacks: list[Any]) -> bool:
+    """Whether RL Zoo's ``ParallelTrainCallback`` is among ``callbacks``."""
     return any(type(callback).__name__ == "ParallelTrainCallback" for callback in callbacks)
 
 
@@ -272,7 +275,7 @@ def with_checkpoints(create: Callable[..., None]) -> Callable[..., None]:
         create(self)
         if self.algo not in ALGORITHMS or self.optimize_hyperparameters:
             return
-        if self.save_freq > 0 and self.save_replay_buffer and _trains_in_parallel(self.callbacks):
+        if self.save_freq > 0 and self.save_replay_buffer and trains_in_parallel(self.callbacks):
             print("No exact checkpoints are written: ParallelTrainCallback trains another model, at any time.")
         elif self.save_freq > 0 and self.save_replay_buffer:
             own = next(i for i, callback in enumerate(self.callbacks) if isinstance(callback, CheckpointCallback))

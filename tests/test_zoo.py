@@ -30,7 +30,6 @@ from sb3_softac import SoftAC, presets, zoo
 from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.networks.catalogue import ENCODERS
 from sb3_softac.zoo_algorithms import ALGORITHMS, OF_RL_ZOO
-from tests.ranks import environment
 
 PYTHON, RL_ZOO3 = [sys.executable], [str(Path(sys.executable).parent / "rl_zoo3")]
 PENDULUM = ["--algo", "softac", "--env", "Pendulum-v1"]
@@ -222,17 +221,6 @@ class TestStartUp:
 
 def manager(algo: str, **kwargs: Any) -> ExperimentManager:
     return ExperimentManager(argparse.Namespace(), algo, "Pendulum-v1", "logs", **kwargs)
-
-
-def test_several_processes_of_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would write into the same folders; RL Zoo's own algorithms, and a single process, are left alone."""
-    for name, value in environment(rank=1, size=2, port=1).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="torchrun has started RL Zoo in 2 processes, but it must be one"):
-        ExperimentManager(argparse.Namespace(), "softac", "Pendulum-v1", "logs")
-    ExperimentManager(argparse.Namespace(), "sac", "Pendulum-v1", "logs")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    ExperimentManager(argparse.Namespace(), "softac", "Pendulum-v1", "logs")
 
 
 class TestRegistration:
