@@ -25,6 +25,7 @@ import yaml
 from sb3_softac import SoftAC, presets, zoo_ranks, zoo_resume, zoo_search
 from sb3_softac.arguments.checks import check_choice
 from sb3_softac.errors import DamagedFileError
+from sb3_softac.files import from_contrib
 from sb3_softac.files.conversion import load_sac
 from sb3_softac.files.reading import attribute_names
 from sb3_softac.zoo_algorithms import ALGORITHMS, Algorithm, quoted, suggestion
@@ -215,7 +216,10 @@ def _read_what_is_used(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _continue(load: Callable[..., Any]) -> Callable[..., Any]:
-    """What is kept from a ``--trained-agent`` is saved as it has it. It may be a run; with ``softac`` a file of SB3's SAC."""
+    """What is kept from a ``--trained-agent`` is saved as it has it.
+
+    It may be a run; with ``softac`` a file of SB3's SAC, or of sb3-contrib's TQC or CrossQ.
+    """
 
     @functools.wraps(load)
     def _load_pretrained_agent(self: Any, hyperparams: dict[str, Any], env: Any) -> Any:
@@ -224,9 +228,9 @@ def _continue(load: Callable[..., Any]) -> Callable[..., Any]:
             return load(self, hyperparams, env)
         if self.resumed is not None:
             return self.resumed.model(self, env, _class_of(algorithm))
-        algorithms = {algorithm.name: SimpleNamespace(load=_load_sac)}
-        is_sac = algorithm.takes_sac and saved_by_sac(self.trained_agent)
-        model = (_rebind(load, ALGOS=algorithms) if is_sac else load)(self, hyperparams, env)
+        algorithms = {algorithm.name: SimpleNamespace(load=_load_peer)}
+        of_peer = algorithm.takes_sac and saved_by_peer(self.trained_agent) is not None
+        model = (_rebind(load, ALGOS=algorithms) if of_peer else load)(self, hyperparams, env)
         # The model also keeps there what it tells its policy of its own options.
         options = option_defaults(algorithm)
         of_policy = {name: value for name, value in model.policy_kwargs.items() if name not in options}
@@ -240,20 +244,23 @@ def _continue(load: Callable[..., Any]) -> Callable[..., Any]:
     return _load_pretrained_agent
 
 
-def saved_by_sac(path: str | Path) -> bool:
-    """Whether SB3's SAC has saved a file, and no other algorithm that has the same attributes.
+def saved_by_peer(path: str | Path) -> str | None:
+    """``"SB3's SAC"``, ``"sb3-contrib's TQC"`` or ``"sb3-contrib's CrossQ"`` if that has saved a file; None for all others.
 
     :param path: a file that SB3 or one of its plugins has saved
     """
     try:
         attributes = attribute_names(path)
     except DamagedFileError:
-        return False  # whoever loads it says what is wrong
-    others = {"ent_coef_update", "top_quantiles_to_drop_per_net"}  # SoftAC, TQC
-    return {"batch_norm_stats_target", "ent_coef"} <= attributes and not others & attributes
+        return None  # whoever loads it says what is wrong
+    of_contrib = from_contrib.name_of_data(attributes)
+    if of_contrib is not None:
+        return f"sb3-contrib's {of_contrib}"
+    is_sac = {"batch_norm_stats_target", "ent_coef"} <= attributes and "ent_coef_update" not in attributes
+    return "SB3's SAC" if is_sac else None
 
 
-def _load_sac(path: str, env: Any, device: Any, **hyperparams: Any) -> SoftAC:
+def _load_peer(path: str, env: Any, device: Any, **hyperparams: Any) -> SoftAC:
     sac = load_sac(path)  # without a replay buffer: RL Zoo loads that of the run afterwards
     # As when RL Zoo continues SAC itself: a learned temperature goes on from where it was.
     is_learned = sac.log_ent_coef is not None
@@ -262,8 +269,8 @@ def _load_sac(path: str, env: Any, device: Any, **hyperparams: Any) -> SoftAC:
     model = SoftAC.from_sb3(sac, env=env, device=device, **hyperparams)
     temperature = f", with a temperature of the form ent_coef_update={model.ent_coef_update!r}" if is_learned else ""
     print(
-        f"{path} was saved by SB3's SAC: SoftAC goes on from its networks, optimizers and entropy coefficient{temperature}; "
-        "the hyperparameters above replace those of the file."
+        f"{path} was saved by {saved_by_peer(path)}: SoftAC goes on from its networks, optimizers and entropy coefficient"
+        f"{temperature}; the hyperparameters above replace those of the file."
     )
     return model
 

@@ -59,7 +59,7 @@ class Algorithm:
     :param continuous_space: more of them, which belong to continuous actions only
     :param fixed: what RL Zoo samples for SAC and ``arguments`` sets in another way
     :param of_task: arguments that the presets leave to the task, so that one in ``-params`` does not replace them
-    :param takes_sac: whether it continues agents of SB3's SAC
+    :param takes_sac: whether it continues agents of SB3's SAC, and of sb3-contrib's TQC and CrossQ
     :param searches: those that take the place of ``space`` where the hyperparameter ``search`` asks for one, by name
     """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import optuna
 import pytest
 import rl_zoo3.exp_manager
@@ -22,8 +23,8 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.callbacks import ParallelTrainCallback
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-from sb3_contrib import TQC
-from stable_baselines3 import SAC
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import SoftAC, presets, zoo
@@ -600,13 +601,41 @@ class TestContinuing:
         assert saved_by(manager)["policy_kwargs"] == {"net_arch": [16]}
         assert "SB3's SAC" not in capsys.readouterr().out
 
-    def test_which_files_are_those_of_sac(self, sac: SAC, tmp_path: Path) -> None:
-        assert zoo.saved_by_sac(tmp_path / "sac.zip")
-        for algorithm in (SoftAC, TQC):
+    def test_which_files_are_those_of_peers(self, sac: SAC, tmp_path: Path) -> None:
+        assert zoo.saved_by_peer(tmp_path / "sac.zip") == "SB3's SAC"
+        expected = {SoftAC: None, TQC: "sb3-contrib's TQC", CrossQ: "sb3-contrib's CrossQ", TD3: None}
+        for algorithm, name in expected.items():
             algorithm("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu").save(tmp_path / "other.zip")
-            assert not zoo.saved_by_sac(tmp_path / "other.zip")
+            assert zoo.saved_by_peer(tmp_path / "other.zip") == name
         (tmp_path / "broken.zip").write_bytes(b"no archive")
-        assert not zoo.saved_by_sac(tmp_path / "broken.zip")
+        assert zoo.saved_by_peer(tmp_path / "broken.zip") is None
+
+    @pytest.mark.parametrize(
+        ("algorithm", "of_peer"), [(TQC, {"critic_head": "quantile"}), (CrossQ, {"normalization": "batch_renorm"})]
+    )
+    def test_an_agent_of_sb3_contrib(
+        self,
+        algorithm: Any,
+        of_peer: dict[str, Any],
+        experiment: Experiment,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        agent = tmp_path / "peer.zip"
+        sizes = {"net_arch": {"pi": [16], "qf": [24]}}
+        peer = algorithm("MlpPolicy", "Pendulum-v1", policy_kwargs=sizes, learning_starts=10, seed=0, device="cpu").learn(30)
+        peer.save(agent)
+        manager, model = experiment(trained_agent=str(agent), hyperparams={"gamma": 0.9}, n_timesteps=20)
+        assert type(model) is SoftAC
+        assert model.gamma == 0.9
+        assert f"was saved by sb3-contrib's {algorithm.__name__}" in capsys.readouterr().out
+        observations = np.stack([model.observation_space.sample() for _ in range(20)])
+        expected, actual = (each.predict(observations, deterministic=True)[0] for each in (peer, model))
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+        assert saved_by(manager)["policy_kwargs"].items() >= of_peer.items()
+        n_updates = model._n_updates
+        manager.learn(model)
+        assert model._n_updates > n_updates
 
     def test_sac_continues_its_own(self, sac: SAC, experiment: Experiment, tmp_path: Path) -> None:
         assert type(experiment(algo="sac", trained_agent=str(tmp_path / "sac.zip"))[1]) is SAC

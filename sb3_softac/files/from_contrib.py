@@ -3,7 +3,7 @@
 sb3-contrib need not be installed; it is imported only where a file of its models is read.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 #: policies of sb3-contrib, by the names of ours
@@ -23,8 +23,8 @@ def name_of(model: Any) -> str | None:
     return next((name for name in names if name in ("TQC", "CrossQ")), None)
 
 
-def name_of_data(data: Mapping[str, Any]) -> str | None:
-    """The same for the attributes of a model, out of a file."""
+def name_of_data(data: Collection[str]) -> str | None:
+    """The same for the attributes of a model, out of a file; their names are enough."""
     if "ent_coef_update" in data:
         return None  # one of ours
     if "top_quantiles_to_drop_per_net" in data:
