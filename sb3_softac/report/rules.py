@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sb3_softac.algorithm import MOST_CLIPPED
+from sb3_softac.arguments.soft_ac import MOST_UPDATES
 from sb3_softac.report import rules_runs as runs
 from sb3_softac.report import rules_values as values
 from sb3_softac.report.data import Run
@@ -13,7 +15,7 @@ RULES = (
     Rule("not-finite", runs.not_finite),
     Rule("below-random", runs.below_random, (runs.FEWEST_RANDOM, runs.DEVIATIONS)),
     Rule("values-above-returns", values.values_above_returns, (values.MOSTLY,)),
-    Rule("targets-clipped", values.targets_clipped, (values.MOST_CLIPPED,)),
+    Rule("targets-clipped", values.targets_clipped, (MOST_CLIPPED,)),
     Rule("gradients-exploding", values.gradients_exploding, (values.EXPLOSION, values.STILL_GROWING)),
     Rule("alpha-growing", values.temperature_growing, (values.GROWTH,)),
     Rule("alpha-at-bound", values.temperature_at_bound, (values.MOSTLY, values.ALMOST)),
@@ -21,7 +23,7 @@ RULES = (
     Rule("log-std-at-bound", values.log_std_at_bound, (values.MARGIN,)),
     Rule("actions-saturated", values.actions_saturated, (values.MOST_SATURATED,)),
     Rule("timeouts-as-ends", runs.timeouts_as_ends, (runs.SAME_LENGTHS,)),
-    Rule("many-updates", runs.many_updates, (runs.MOST_UPDATES,)),
+    Rule("many-updates", runs.many_updates, (MOST_UPDATES,)),
     Rule("learning-rate-gone", runs.learning_rate_gone, (runs.NOTHING, runs.AT_THE_END)),
 )
 
