@@ -144,7 +144,7 @@ from sb3_softac import {kind}, presets
 model = {kind}("MlpPolicy", "Pendulum-v1", **presets.get("{name}", buffer_size=100_000)).learn(20_000)
 ```
 
-```
+```sh
 python -m rl_zoo3.train --algo {algo} --env Pendulum-v1 -params preset:{name}
 ```"""
 
