@@ -26,22 +26,24 @@ def pyplot() -> Any:
 
 
 def draw_runs(rows: list[Row], output: Path) -> None:
-    """The evaluations of every run over its steps, a colour for each variant."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure, axis = pyplot().subplots(figsize=(7, 4), layout="constrained")
-    for row in rows:
-        curve = [float(value) for value in row["curve"].split()]
-        steps = [int(row["steps"]) * (place + 1) / len(curve) for place in range(len(curve))]
-        number = variants.index(row["variant"])
-        is_first = row is next(other for other in rows if other["variant"] == row["variant"])
-        axis.plot(steps, curve, color=f"C{number}", label=row["variant"] if is_first else None)
-    axis.set_title(", ".join(dict.fromkeys(row["env"] for row in rows)))
-    axis.set_xlabel("environment steps")
-    axis.set_ylabel("return of the deterministic policy")
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.yaxis.set_major_formatter("{x:,.0f}")
-    axis.grid(alpha=0.3)
-    axis.legend()
+    """The evaluations of every run over its steps: a panel for each task, a colour for each variant."""
+    variants, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("variant", "env"))
+    width = 7.0 if len(tasks) == 1 else 3.3 * len(tasks)
+    figure, axes = pyplot().subplots(1, len(tasks), figsize=(width, 4), layout="constrained", squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for row in (row for row in rows if row["env"] == task):
+            curve = [float(value) for value in row["curve"].split()]
+            steps = [int(row["steps"]) * (place + 1) / len(curve) for place in range(len(curve))]
+            axis.plot(steps, curve, color=f"C{variants.index(row['variant'])}")
+        axis.set_title(task)
+        axis.set_xlabel("environment steps")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.locator_params(axis="x", nbins=7 if len(tasks) == 1 else 3)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("return of the deterministic policy")
+    lines = [axes[0][0].plot([], [], color=f"C{number}")[0] for number in range(len(variants))]
+    axes[0][0].legend(lines, variants)
     figure.savefig(output, dpi=110)
 
 
