@@ -96,9 +96,13 @@ def test_every_snippet_runs_when_pasted_alone(snippet: str, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     for name, value in environment(rank=0, size=1, port=free_port()).items():  # as torchrun would start it
         monkeypatch.setenv(name, value)
+    names: dict[str, Any] = {}
     try:
-        exec(compile(SNIPPETS[snippet], snippet, "exec"), {})
+        exec(compile(SNIPPETS[snippet], snippet, "exec"), names)
     finally:
+        for value in names.values():
+            if isinstance(value, OffPolicyAlgorithm) and hasattr(value, "_logger"):
+                value.logger.close()
         close_group()
 
 

@@ -5,6 +5,7 @@ well as eager ones. All else is numbers and objects of the host. Every rank make
 compiled steps, too, because all ranks compile the same step with the same compiler, or none does.
 """
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,7 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     :param local_rank: number of the GPU, where there are any
     :param timeout: seconds that a rank waits for the others; None for PyTorch's 30 minutes (10 with NCCL)
     """
+    atexit.register(close_group)  # PyTorch's own end of a process with a group that is open may abort it
     if th.cuda.is_available():
         th.cuda.set_device(local_rank % th.cuda.device_count())
     waits = None if timeout is None else timedelta(seconds=timeout)
