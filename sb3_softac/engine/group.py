@@ -17,6 +17,11 @@ import numpy.typing as npt
 import torch as th
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions have the default group as a default argument. Imported later, by `torch.library` for instance, they would
+    # keep a group that is open then for ever: it could not be left, and its threads may abort a process that ends.
+    import torch.distributed.nn.functional
+
 #: what torchrun tells each process, besides what each kind of start has
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -91,7 +96,7 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     :param local_rank: number of the GPU, where there are any
     :param timeout: seconds that a rank waits for the others; None for PyTorch's 30 minutes (10 with NCCL)
     """
-    atexit.register(close_group)  # PyTorch's own end of a process with a group that is open may abort it
+    atexit.register(close_group)
     if th.cuda.is_available():
         th.cuda.set_device(local_rank % th.cuda.device_count())
     waits = None if timeout is None else timedelta(seconds=timeout)
@@ -109,7 +114,7 @@ def open_group(local_rank: int, timeout: float | None) -> None:
 
 
 def close_group() -> None:
-    """Leave the group that is open."""
+    """Leave the group that is open; its connections and threads end, unless somebody else has it."""
     if is_open():
         dist.destroy_process_group()
 

@@ -10,7 +10,6 @@ import rl_zoo3.train
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_softac import SoftAC, zoo
-from sb3_softac.engine.group import close_group
 from sb3_softac.files import ranked
 from sb3_softac.ranks import _summary, state_tensors
 
@@ -55,4 +54,3 @@ if __name__ == "__main__":
     script(run)
     train("-i", "again")
     train("-i", str(run / "Pendulum-v1.zip"), "-n", "60", "--eval-freq", "-1", "-f", "from_file", "-params", "compile:False")
-    close_group()
