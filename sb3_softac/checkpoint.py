@@ -125,7 +125,7 @@ class ExactCheckpointCallback(BaseCallback):
         if present is not None and present.get("id") != self.model._runtime.run["id"]:
             raise ValueError(
                 f"`folder` is {str(self.folder)!r}, which holds checkpoints of a run of one process, but it must be another "
-                f"one here: choose another folder, or go on with that run by `resume(..., distributed=True)`."
+                "one here: choose another folder, or go on with that run by `resume(..., distributed=True)`."
             )
 
     def _refuse_a_later_one(self, place: Folder) -> None:

@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import os
-import pathlib
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_softac.errors import TrainingDivergedError
@@ -140,11 +140,12 @@ def with_search(objective: Callable[..., float]) -> Callable[..., float]:
 
 
 def _machine() -> str:
-    """Where a number of a process has one meaning: the host, and the container if there is one."""
-    namespace = ""
+    """Where a number of a process has one meaning: the host since it was booted, and the container if there is one."""
+    parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not on Linux
-        namespace = os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace}"
+        # Hosts of one image may have one name, and all have the same number for the processes outside of containers.
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
 
 
 def is_dead(worker: Any) -> bool:
@@ -196,7 +197,7 @@ def fail_lost_trials(storage: str, study_name: str) -> None:
     backend: Any
     if not storage.endswith(".log"):  # as RL Zoo has it
         backend = open_database(storage)
-    elif pathlib.Path(storage).exists():
+    elif Path(storage).exists():
         backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
     else:
         return

@@ -103,7 +103,9 @@ def test_only_what_is_known_to_be_lost_fails(tmp_path: Path, monkeypatch: pytest
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     here = zoo_search._machine()
-    workers = [f"{here} {ended.pid}", f"{here} {os.getpid()}", f"elsewhere {here} {ended.pid}", "", None, f"{here} x"]
+    name, *parts = here.split(" ")
+    twin = " ".join([name, "another-boot", *parts[1:]])  # a host of the same name and kernel
+    workers = [f"{here} {ended.pid}", f"{here} {os.getpid()}", f"{twin} {ended.pid}", "", None, f"{here} x"]
     for worker in workers:
         trial = study.ask()
         if worker is not None:
