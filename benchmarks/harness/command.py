@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch as th
 import yaml
 
 from harness import references, rows, scores, tables
@@ -39,6 +40,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--points", type=int, help="evaluations during training")
     add("--episodes", type=int, help="episodes of the last evaluation")
     add("--processes", type=int, default=2, help="runs side by side")
+    add("--device", default="cpu", help="where networks are: cpu (the default), cuda or cuda:1")
     add("--output", type=Path, metavar="CSV")
     add("--checkpoints", type=Path, metavar="FOLDER", help="go on with runs that were killed")
     add("--status", action="store_true", help="say what is done and what is missing, and do nothing")
@@ -79,6 +81,17 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} needs --worker.")
     check_count("--processes", args.processes, 1)
     check_real("--patience", 600.0 if args.patience is None else args.patience, above=0.0)
+    if args.device != "cpu" and (shows or args.random or args.status):
+        raise ValueError("--device has no meaning where nothing is trained.")
+    check_device(args.device)
+
+
+def check_device(name: str) -> None:
+    """:raises ValueError: it is not there"""
+    try:
+        th.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        refuse("--device", name, f"'cpu', or one that is there ({str(error).splitlines()[0]})")
 
 
 def settings(pairs: list[str]) -> dict[str, object]:
@@ -148,14 +161,14 @@ def perform(args: argparse.Namespace) -> int:
 
         preflight(plan.runs)
         name, patience = args.study or "returns", args.patience or 600.0
-        print(worker.work(args.worker, name, plan.runs, plan.output, args.checkpoints, patience, args.processes))
+        print(worker.work(args.worker, name, plan.runs, plan.output, args.checkpoints, patience, args.processes, args.device))
         return 0
     assert plan.output is not None
     missing = rows.missing(plan.runs, rows.read(plan.output, repair=True))
     preflight(missing)
     from harness.pool import Pool
 
-    pool = Pool(args.processes, plan.output, args.checkpoints)
+    pool = Pool(args.processes, plan.output, args.checkpoints, args.device)
     pool.perform(missing)
     if pool.taken:
         print(f"{len(pool.taken)} runs are with another process.")

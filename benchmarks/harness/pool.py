@@ -30,7 +30,7 @@ def stop_without_parent() -> None:
         raise SystemExit("the process that started this one is gone")
 
 
-def work(run: Run, output: Path, checkpoints: Path | None, connection: Connection) -> None:
+def work(run: Run, output: Path, checkpoints: Path | None, connection: Connection, device: str) -> None:
     """Do one run and add its row to ``output``; in a process of its own, whose exit status says how it went.
 
     :param connection: gets the step now and then, and a text at the end
@@ -49,7 +49,7 @@ def work(run: Run, output: Path, checkpoints: Path | None, connection: Connectio
             connection.send(f"{run}: another process has done it")
             sys.exit(DONE)
         try:
-            row = perform(run, checkpoints, report)
+            row = perform(run, checkpoints, report, device)
         except Exception as error:
             lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
             connection.send("\n".join([*lines, f"{run} failed: {type(error).__name__}: {error}"]))
@@ -64,10 +64,11 @@ class Pool:
 
     :param output: file of rows
     :param checkpoints: folder for runs that are killed, or None
+    :param device: where networks are
     """
 
-    def __init__(self, n_processes: int, output: Path, checkpoints: Path | None) -> None:
-        self.n_processes, self.output, self.checkpoints = n_processes, output, checkpoints
+    def __init__(self, n_processes: int, output: Path, checkpoints: Path | None, device: str = "cpu") -> None:
+        self.n_processes, self.output, self.checkpoints, self.device = n_processes, output, checkpoints, device
         self.running: dict[Connection, tuple[Any, Run, list[str]]] = {}
         self.taken: list[Run] = []
         self.failed: list[Run] = []
@@ -75,7 +76,7 @@ class Pool:
     def start(self, run: Run) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(run, self.output, self.checkpoints, theirs))
+        process = context.Process(target=work, args=(run, self.output, self.checkpoints, theirs, self.device))
         process.start()
         theirs.close()
         self.running[ours] = (process, run, [])

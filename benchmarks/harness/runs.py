@@ -103,11 +103,12 @@ def entropy_coefficient(model: Any) -> float | str:
     return round(alpha.item(), 4)  # `float` of a tensor that requires a gradient warns
 
 
-def processor() -> str:
-    """Its name."""
+def processor(device: str = "cpu") -> str:
+    """Its name; where a GPU trains, that of the GPU comes first."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    name = names[0] if names else platform.processor()
+    return name if not device.startswith("cuda") else f"{th.cuda.get_device_name(device)}, {name}"
 
 
 def folder_of(run: Run, checkpoints: Path) -> Path:
@@ -116,7 +117,7 @@ def folder_of(run: Run, checkpoints: Path) -> Path:
     return old if any(old.glob("checkpoint-*")) else old.with_name(f"{old.name}-{run.id[:8]}")
 
 
-def train(run: Run, curve: Evaluations, folder: Path | None) -> Any:
+def train(run: Run, curve: Evaluations, folder: Path | None, device: str = "cpu") -> Any:
     """The trained model, of a new run or of one that goes on."""
     callback: Any = curve
     if folder and run.algorithm in OURS:
@@ -124,10 +125,10 @@ def train(run: Run, curve: Evaluations, folder: Path | None) -> Any:
     env = make_vec_env(run.env, seed=run.seed)
     if folder and any(folder.glob("checkpoint-*")):  # none: it was killed before the first
         expected = {} if folder.name.endswith(run.id[:8]) else run.settings
-        model = run.algorithm.resume(folder, env, device="cpu", **expected)
+        model = run.algorithm.resume(folder, env, device=device, **expected)
         model.learn(callback=callback, log_interval=None)
     else:
-        model = run.algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **run.settings)
+        model = run.algorithm("MlpPolicy", env, seed=run.seed, device=device, **run.settings)
         model.learn(run.steps, callback=callback, log_interval=None)
     return model
 
@@ -143,15 +144,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def perform(run: Run, checkpoints: Path | None = None, report: Callable[[int, float], None] | None = None) -> Row:
+def perform(
+    run: Run, checkpoints: Path | None = None, report: Callable[[int, float], None] | None = None, device: str = "cpu"
+) -> Row:
     """A training run on one thread, and the mean return of its last evaluation.
 
     :param checkpoints: where runs that are killed are kept; remove their folder with :func:`forget` when the row is safe
     :param report: see :class:`Evaluations`
+    :param device: where networks are; no setting of the run, and named in its row as the processor
     """
     th.set_num_threads(1)
     curve = Evaluations(run.env, run.steps, run.points, 10, 10_000 + run.seed, Clock(), report)
-    model = train(run, curve, checkpoints and folder_of(run, checkpoints))
+    model = train(run, curve, checkpoints and folder_of(run, checkpoints), device)
     curve.training_seconds += curve.clock.lap()
     final: Any = evaluate_policy(model, curve.eval_env, n_eval_episodes=run.episodes)[0]
     seconds = curve.training_seconds + curve.evaluation_seconds
@@ -168,7 +172,7 @@ def perform(run: Run, checkpoints: Path | None = None, report: Callable[[int, fl
         "settings": json.dumps(run.settings),
         "episodes": run.episodes,
         "seconds": round(seconds) if curve.is_timed else "",
-        "processor": processor(),
+        "processor": processor(device),
         **versions(),
         "algorithm": run.algorithm.__name__,
         "times": " ".join(map(str, curve.times)) if curve.is_timed else "",

@@ -108,12 +108,19 @@ class Worker:
     :param output: file of rows, or None: they are in the study, too
     :param checkpoints: folder that all workers share
     :param patience: seconds without a sign of life after which a run is taken over
+    :param device: where networks are
     """
 
     def __init__(
-        self, study: optuna.Study, runs: Iterable[Run], output: Path | None, checkpoints: Path | None, patience: float
+        self,
+        study: optuna.Study,
+        runs: Iterable[Run],
+        output: Path | None,
+        checkpoints: Path | None,
+        patience: float,
+        device: str = "cpu",
     ) -> None:
-        self.study, self.output, self.checkpoints, self.patience = study, output, checkpoints, patience
+        self.study, self.output, self.checkpoints, self.patience, self.device = study, output, checkpoints, patience, device
         self.runs = {run.id: run for run in runs}
         self.pause = min(patience / 4, 10.0)
         #: of trials, the last beat and when this process first saw it
@@ -201,7 +208,7 @@ class Worker:
                     if beat.is_lost:
                         raise TakenOver
 
-                row = perform(run, self.checkpoints, report)
+                row = perform(run, self.checkpoints, report, self.device)
                 if beat.is_lost:
                     raise TakenOver
                 trial.set_user_attr("row", row)
@@ -248,12 +255,19 @@ class Worker:
         return "\n".join([*errors, f"{len(done)} runs are done, {len(live - done)} waiting or running, {lost} have failed."])
 
 
-def _process(storage: str, name: str, runs: list[Run], output: Path | None, checkpoints: Path | None, patience: float) -> None:
-    Worker(open_study(storage, name), runs, output, checkpoints, patience).work()
+def _process(storage: str, name: str, *arguments: Any) -> None:
+    Worker(open_study(storage, name), *arguments).work()
 
 
 def work(
-    storage: str, name: str, runs: list[Run], output: Path | None, checkpoints: Path | None, patience: float, n_processes: int
+    storage: str,
+    name: str,
+    runs: list[Run],
+    output: Path | None,
+    checkpoints: Path | None,
+    patience: float,
+    n_processes: int,
+    device: str = "cpu",
 ) -> str:
     """Workers side by side, until every run of a study is done or has failed.
 
@@ -263,7 +277,7 @@ def work(
     """
     study = open_study(storage, name)
     context = multiprocessing.get_context("spawn")
-    arguments = (storage, name, runs, output, checkpoints, patience)
+    arguments = (storage, name, runs, output, checkpoints, patience, device)
     processes = [context.Process(target=_process, args=arguments) for _ in range(n_processes)]
     try:
         for process in processes:

@@ -93,16 +93,21 @@ def is_open() -> bool:
 def open_group(local_rank: int, timeout: float | None) -> None:
     """Join the group that the environment variables describe: NCCL for tensors on GPUs, gloo for all others.
 
+    Ranks that share a GPU, which NCCL refuses, have gloo for all of their tensors.
+
     :param local_rank: number of the GPU, where there are any
     :param timeout: seconds that a rank waits for the others; None for PyTorch's 30 minutes (10 with NCCL)
     """
     atexit.register(close_group)
+    backend = None
     if th.cuda.is_available():
-        th.cuda.set_device(local_rank % th.cuda.device_count())
+        n_gpus = th.cuda.device_count()
+        th.cuda.set_device(local_rank % n_gpus)
+        backend = "gloo" if int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) > n_gpus else None
     waits = None if timeout is None else timedelta(seconds=timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
-        dist.init_process_group(timeout=waits)
+        dist.init_process_group(backend, timeout=waits)
         return
     # torchrun keeps its store when it starts processes again on one machine, with the addresses of those that have died.
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -110,7 +115,9 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     stores: Any = dist  # torch does not export their names
     store = stores.TCPStore(host, port, size, is_master=is_master, multi_tenant=True)
-    dist.init_process_group(store=stores.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size, timeout=waits)
+    dist.init_process_group(
+        backend, store=stores.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=size, timeout=waits
+    )
 
 
 def close_group() -> None:

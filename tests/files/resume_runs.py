@@ -318,7 +318,7 @@ def checksum(value: Any) -> str:
     elif isinstance(value, (list, tuple)):
         value = [checksum(part) for part in value]
     elif isinstance(value, (np.ndarray, th.Tensor)):
-        array = np.ascontiguousarray(value)
+        array = np.ascontiguousarray(value.cpu() if isinstance(value, th.Tensor) else value)
         value = [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
     else:
         value = repr(value.item() if isinstance(value, np.generic) else value)
