@@ -64,6 +64,7 @@ class TestSteps:
         models = [build(False, device=device, **small(name, policy_delay=1)) for device in ("cpu", "cuda")]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(th, "randn", lambda shape, device=None: th.zeros(shape, device=device))
+            patch.setattr(th, "randn_like", lambda like: th.zeros_like(like))
             for model in models:
                 restart_generators()
                 model.train(1, batch_size=32)
@@ -106,7 +107,8 @@ class TestBuffers:
         theirs, ours = (buffer._get_samples(rows, None, envs) for buffer in buffers)
         for name, left, right in zip(theirs._fields, theirs, ours, strict=False):
             assert right is None or right.device.type == "cuda"  # type: ignore[union-attr]
-            assert left is None or th.equal(left, right.cpu()), name  # type: ignore[union-attr, arg-type]
+            if left is not None:  # sums of several rewards are rounded as each device adds
+                th.testing.assert_close(right.cpu(), left, rtol=1e-6, atol=1e-6, msg=name)  # type: ignore[union-attr, arg-type]
 
     @pytest.mark.parametrize("discrete", [False, True])
     def test_trainings(self, discrete: bool) -> None:
