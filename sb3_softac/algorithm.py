@@ -209,7 +209,8 @@ class SoftAlgorithm(DistributedAlgorithm):
         if self.gradient_steps < 0:
             return transitions
         assert isinstance(self.train_freq, TrainFreq)
-        per_rollout = float(self.train_freq.frequency * self.n_envs)
+        group = self._runtime.group
+        per_rollout = float(self.train_freq.frequency * self.n_envs * (1 if group is None else group.size))
         if self.train_freq.unit is TrainFrequencyUnit.EPISODE:
             lengths = [float(episode["l"]) for episode in self.ep_info_buffer or ()]
             if not lengths and self._episode_num == 0:
@@ -297,6 +298,8 @@ class SoftAlgorithm(DistributedAlgorithm):
         means = {name: total / counts[name] for name, total in sums.items()}
         diverged = {name: mean for name, mean in means.items() if not math.isfinite(mean)}
         if diverged:
+            if self._runtime.group is not None:
+                self._runtime.group.told = True  # means over all ranks are the same on each
             raise TrainingDivergedError(
                 f"Training has diverged after {self._n_updates} gradient steps: {diverged}. A lower learning rate, "
                 "`max_grad_norm`, `ent_coef_max` or smaller rewards may help."

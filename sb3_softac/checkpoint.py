@@ -70,9 +70,11 @@ class ExactCheckpointCallback(BaseCallback):
             runtime.run = new_run(type(model).__name__, resuming.environment_of(model.env))
         group, place = runtime.group, self._place()
         option: Any = vars(model).get("distributed")
+        timeout = option["timeout"] if isinstance(option, dict) else None
         if group is None:
             if "ranks" not in runtime.run:
-                runtime.run = {**runtime.run, "distributed": option if option is None else bool(option)}
+                joins = option if option is None else bool(option)
+                runtime.run = {**runtime.run, "distributed": joins, "timeout": timeout}
             if "ranks" not in runtime.run and ranked.common_steps(self.folder):
                 raise ValueError(
                     f"`folder` is {str(self.folder)!r}, which holds checkpoints of several ranks: choose another folder, or "
@@ -80,7 +82,6 @@ class ExactCheckpointCallback(BaseCallback):
                 )
             self._claim(place)
         else:
-            timeout = option["timeout"] if isinstance(option, dict) else None
             runtime.run = {**group.gather_objects(runtime.run)[0], "ranks": group.size, "timeout": timeout}
             self._refuse_another_run_of_one_process()
             none_whole = group.all_agree(not ranked.common_steps(self.folder))
@@ -159,17 +160,10 @@ class ExactCheckpointCallback(BaseCallback):
         runtime = model._runtime
         if self._lock is None:
             raise ValueError("`save` writes checkpoints while `learn` runs, but it does not.")
-        if not self._lock.holds():
-            raise ValueError(
-                f"`folder` is {str(self.folder)!r}, but another model of this process writes its checkpoints there."
-            )
-        if not self._lock.is_in_place():
-            raise FileNotFoundError(
-                errno.ENOENT, "the folder was removed during the training, and nothing was saved", str(self.folder)
-            )
-        self._is_due = False
+        self._is_due, lock = False, self._lock
 
         def take() -> Checkpoint:
+            self._refuse_another_place(lock)
             return resuming.take(model, place.path, runtime.buffer_log, runtime.run)
 
         if runtime.group is None:
@@ -181,6 +175,16 @@ class ExactCheckpointCallback(BaseCallback):
         if self.verbose >= 1 and (runtime.group is None or runtime.group.rank == 0):
             print(f"Checkpoint: {path}")
         return path
+
+    def _refuse_another_place(self, lock: Lock) -> None:
+        if not lock.holds():
+            raise ValueError(
+                f"`folder` is {str(self.folder)!r}, but another model of this process writes its checkpoints there."
+            )
+        if not lock.is_in_place():
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder was removed during the training, and nothing was saved", str(self.folder)
+            )
 
     def _on_training_end(self) -> None:
         model = self.model

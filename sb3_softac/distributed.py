@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
 from sb3_softac.arguments.options import check_distributed
 from sb3_softac.collect import PooledStatistics
+from sb3_softac.collect.step_infos import StepInfos
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.engine.group import LAUNCHED, is_launched, is_open, open_group, own_rank
-from sb3_softac.errors import TrainingDivergedError
 from sb3_softac.files import ranked
 from sb3_softac.ranks import check_alike, settings_of, state_tensors
 from sb3_softac.temperature_options import TemperedAlgorithm
@@ -77,6 +77,18 @@ def _join_wanted(wanted: Any, timeout: float | None) -> None:
             f"({missing} not set): start the script with `torchrun --nproc-per-node=2 script.py`."
         )
     join_launched(timeout)
+
+
+class Progress(ProgressBarCallback):
+    """A progress bar that counts the steps of all ranks."""
+
+    def __init__(self, n_ranks: int) -> None:
+        super().__init__()
+        self.n_ranks = n_ranks
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.training_env.num_envs * self.n_ranks)
+        return True
 
 
 class DistributedAlgorithm(TemperedAlgorithm):
@@ -225,10 +237,9 @@ class DistributedAlgorithm(TemperedAlgorithm):
         """As in SB3. If this rank fails where it could not tell the others, it leaves the group, so that they fail, too."""
         try:
             return super().learn(*args, **kwargs)
-        except BaseException as error:
+        except BaseException:
             group = self._runtime.group
-            told = group is not None and (group.told or isinstance(error, TrainingDivergedError))  # of means over all ranks
-            if group is not None and not told and _Opened.timeout != -1.0:
+            if group is not None and not group.told and _Opened.timeout != -1.0:
                 group.leave()
                 _Opened.timeout = -1.0
             raise
@@ -247,15 +258,27 @@ class DistributedAlgorithm(TemperedAlgorithm):
             self._logger = Logger(folder=None, output_formats=[])
         return result
 
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        group = self._runtime.group
+        if group is None or not progress_bar:
+            return super()._init_callback(callback, progress_bar)
+        made: Any = super()._init_callback(callback, group.rank == 0)
+        if group.rank == 0:  # the bar that SB3 has put there last counts the steps of one rank
+            made.callbacks[-1] = Progress(group.size)
+            made.callbacks[-1].init_callback(self)
+        return made  # type: ignore[no-any-return]  # SB3's list has another type
+
     def _sample_action(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._sample_action(*args, **kwargs)
         if self._runtime.group is not None:  # SB3 adds the steps of this rank
             self.num_timesteps += (self._runtime.group.size - 1) * self.n_envs
         return result
 
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
+    def _update_info_buffer(self, infos: Any, dones: Any = None) -> None:
         super()._update_info_buffer(infos, dones)
         if self._runtime.group is not None:
+            if isinstance(infos, StepInfos):  # the others have nothing to tell
+                infos, dones = infos.of_ended(), np.ones(len(infos.ended), dtype=bool)
             ended = [False] * len(infos) if dones is None else dones
             self._runtime.new_episodes += [
                 (info.get("episode"), info.get("is_success") if done else None)

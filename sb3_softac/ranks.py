@@ -67,7 +67,8 @@ def state_tensors(model: Any) -> list[th.Tensor]:
     """Weights, targets, statistics, the temperature and optimizer states of a model."""
     modules = (model.policy, model.temperature)
     own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return [*own, *optimizer_tensors(model)]
+    moments = [] if model._return_moments is None else [th.from_numpy(model._return_moments)]  # the same memory
+    return [*own, *moments, *optimizer_tensors(model)]
 
 
 def _summary(tensors: list[th.Tensor]) -> str:

@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import set_random_seed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sb3_softac.arguments.options import check_distributed
-from sb3_softac.distributed import join_launched
+from sb3_softac.distributed import Progress, join_launched
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.engine.group import is_launched
 from sb3_softac.errors import TrainingDivergedError
@@ -184,18 +184,6 @@ def meet(manager: Any, hyperparams: Mapping[str, Any]) -> None:
 
 def _group(manager: Any) -> Group | None:
     return getattr(manager, "ranks", None)
-
-
-class Progress(ProgressBarCallback):
-    """A progress bar that counts the steps of all ranks."""
-
-    def __init__(self, n_ranks: int) -> None:
-        super().__init__()
-        self.n_ranks = n_ranks
-
-    def _on_step(self) -> bool:
-        self.pbar.update(self.training_env.num_envs * self.n_ranks)
-        return True
 
 
 class Nothing(BaseCallback):

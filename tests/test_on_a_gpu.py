@@ -56,7 +56,7 @@ class TestSteps:
         for model in models:
             restart_generators()
             model.train(12, batch_size=32)
-        assert_close(*models, tolerance=1e-3)
+        assert_close(models[0], models[1], tolerance=1e-3)
 
     @pytest.mark.parametrize("name", MODERN)
     def test_as_on_a_cpu(self, name: str) -> None:
@@ -68,8 +68,7 @@ class TestSteps:
             for model in models:
                 restart_generators()
                 model.train(1, batch_size=32)
-        models[1] = SoftAC.load(_saved(models[1]), device="cpu")
-        assert_close(*models, tolerance=1e-3)
+        assert_close(models[0], SoftAC.load(_saved(models[1]), device="cpu"), tolerance=1e-3)
 
     @pytest.mark.parametrize("way", ["auto", True])
     def test_bfloat16(self, way: Any) -> None:
@@ -95,7 +94,8 @@ class TestBuffers:
         """The same rows are the same batch, wherever they are."""
         box, rng = RandomEnv(), np.random.default_rng(0)
         spaces: Any = (box.observation_space, box.action_space)
-        buffers = [TensorReplayBuffer(90, *spaces, device, 3, n_steps=n_steps) for device in ("cpu", "cuda")]
+        options: Any = {"n_envs": 3, "n_steps": n_steps}
+        buffers = [TensorReplayBuffer(90, spaces[0], spaces[1], device, **options) for device in ("cpu", "cuda")]
         for _ in range(40):
             obs, next_obs = rng.uniform(-1.0, 1.0, (2, 3, 4)).astype(np.float32)
             actions, rewards = rng.uniform(-1.0, 1.0, (3, 2)), rng.normal(size=3)
@@ -106,9 +106,10 @@ class TestBuffers:
         rows, envs = np.arange(30), np.arange(30) % 3
         theirs, ours = (buffer._get_samples(rows, None, envs) for buffer in buffers)
         for name, left, right in zip(theirs._fields, theirs, ours, strict=False):
-            assert right is None or right.device.type == "cuda"  # type: ignore[union-attr]
-            if left is not None:  # sums of several rewards are rounded as each device adds
-                th.testing.assert_close(right.cpu(), left, rtol=1e-6, atol=1e-6, msg=name)  # type: ignore[union-attr, arg-type]
+            if left is not None and right is not None:
+                assert right.device.type == "cuda"
+                # sums of several rewards are rounded as each device adds
+                th.testing.assert_close(right.cpu(), left, rtol=1e-6, atol=1e-6, msg=name)
 
     @pytest.mark.parametrize("discrete", [False, True])
     def test_trainings(self, discrete: bool) -> None:
@@ -129,7 +130,7 @@ class TestBuffers:
         ).learn(300)
         assert model._engine.captures
         assert model._n_updates == 90
-        moments = model.policy.normalizer.moments[0]  # type: ignore[union-attr, index]
+        moments = model.policy.normalizer.moments[0]  # type: ignore[union-attr]
         assert moments.mean.device.type == "cuda"
         assert all(value.isfinite().all() for _, value in parameters_of(model))
 

@@ -7,13 +7,14 @@ the trial and queues the run again, from its newest checkpoint if ``--checkpoint
 heartbeat is for relational databases only; this works with its journal files, too.)
 """
 
+import contextlib
 import multiprocessing
 import threading
 import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.storages import JournalStorage
@@ -30,6 +31,8 @@ from sb3_softac.zoo_search import open_database
 LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 #: times that a run may die before it is left alone: it might be what kills its machine
 MAX_DEATHS = 5
+#: times that a storage is asked to take a row
+MAX_ATTEMPTS = 100
 
 
 class TakenOver(Exception):
@@ -200,6 +203,8 @@ class Worker:
             self.give_back(trial)
             time.sleep(self.pause)
             return f"{run}: whoever was taken for dead still writes its checkpoints"
+        result: tuple[str, Any] = "error", None
+        lines: list[str] = []
         try:
             with Beat(trial, self.patience / 4) as beat:
 
@@ -208,25 +213,48 @@ class Worker:
                     if beat.is_lost:
                         raise TakenOver
 
-                row = perform(run, self.checkpoints, report, self.device)
-                if beat.is_lost:
+                try:
+                    result = "row", perform(run, self.checkpoints, report, self.device)
+                except TakenOver:
+                    raise
+                except Exception as error:
+                    lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
+                    result = "error", f"{type(error).__name__}: {error}"
+                if beat.is_lost or not self.store(trial, *result):
                     raise TakenOver
-                trial.set_user_attr("row", row)
-        except (TakenOver, optuna.exceptions.UpdateFinishedTrialError):
+        except TakenOver:
             return f"{run}: another worker has taken it over"
         except (KeyboardInterrupt, SystemExit):
-            self.give_back(trial)
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else has it already
+                self.give_back(trial)
             raise
-        except Exception as error:
-            lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
-            trial.set_user_attr("error", f"{type(error).__name__}: {error}")
-            self.finish(trial.number, TrialState.FAIL)
-            return "\n".join([*lines, f"{run} failed: {type(error).__name__}: {error}"])
-        if not self.finish(trial.number, TrialState.COMPLETE):
+        name, value = result[0], cast(Any, result[1])
+        ended = self.finish(trial.number, TrialState.COMPLETE if name == "row" else TrialState.FAIL)
+        if name == "error":
+            return "\n".join([*lines, f"{run} failed: {value}"])
+        if not ended:
             return f"{run}: another worker has taken it over"
         self.copy_rows()
         forget(run, self.checkpoints)
-        return describe(row)
+        return describe(value)
+
+    def store(self, trial: optuna.Trial, name: str, value: Any) -> bool:
+        """Write an attribute of a trial, again and again while the storage does not take it: it may be hours of work.
+
+        :return: whether it is there; not if somebody else has ended the trial
+        """
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                trial.set_user_attr(name, value)
+                return True
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return False
+            except Exception as error:  # of a network or a database, which may come back
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+                print(f"The storage did not take the {name} of {trial.user_attrs.get('id')}: {error}", flush=True)
+                time.sleep(self.pause)
+        return False
 
     def work(self) -> None:
         """Until every run is done or has failed."""

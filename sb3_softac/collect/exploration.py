@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from sb3_softac.collect import on_device
 from sb3_softac.collect.acting import acts_as_made, make_actor
 from sb3_softac.collect.episodes import describe
-from sb3_softac.collect.noise import advance, sampling_with
+from sb3_softac.collect.noise import advance, keeping_exploration, sampling_with
 from sb3_softac.collect.overlap import Overlapped, asks_no_environment, refuse_own_step, refuse_own_train, share
 from sb3_softac.collect.returns import count_returns
 from sb3_softac.collect.step_infos import StepInfos, each, is_tensor
@@ -143,7 +143,8 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
                     "environments: `set_env`, or `resume` from a checkpoint."
                 ) from error
             raise
-        self._runtime.between = True
+        starts = self.num_timesteps > max(self.learning_starts, 0)
+        self._runtime.between = rollout.continue_training and starts and self.gradient_steps != 0  # SB3 asks for them
         return rollout
 
     # --- gradient steps while environments step -------------------------------------------------------------------------
@@ -188,7 +189,8 @@ class CollectingAlgorithm(OffPolicyAlgorithm):
         """Do gradient steps of the last rollout, and go on acting."""
         if n_steps > 0:
             self._owed_steps -= n_steps
-            self.train(n_steps, self.batch_size)
+            with keeping_exploration(self.policy) if self.use_sde else nullcontext():
+                self.train(n_steps, self.batch_size)
             self.policy.set_training_mode(False)
             self.logger.record("train/lag", 1)
 

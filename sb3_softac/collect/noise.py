@@ -45,6 +45,20 @@ def advance(noise: Array, steps_left: Array, longest: int) -> None:
 
 
 @contextmanager
+def keeping_exploration(policy: Any) -> Iterator[None]:
+    """Within it gSDE may draw other matrices, as gradient steps do; afterwards environments explore with those from before.
+
+    :param policy: a policy with gSDE
+    """
+    distribution = policy.actor.action_dist
+    kept = {name: vars(distribution)[name] for name in ("exploration_mat", "exploration_matrices")}
+    try:
+        yield
+    finally:
+        vars(distribution).update(kept)
+
+
+@contextmanager
 def sampling_with(policy: SoftPolicy, noise: th.Tensor) -> Iterator[None]:
     """Within it ``policy`` samples actions with this ε.
 

@@ -103,7 +103,8 @@ def open_group(local_rank: int, timeout: float | None) -> None:
     if th.cuda.is_available():
         n_gpus = th.cuda.device_count()
         th.cuda.set_device(local_rank % n_gpus)
-        backend = "gloo" if int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])) > n_gpus else None
+        here = os.environ.get("LOCAL_WORLD_SIZE")  # not every launcher says how many ranks this machine has
+        backend = "gloo" if here is not None and int(here) > n_gpus else None
     waits = None if timeout is None else timedelta(seconds=timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:

@@ -86,10 +86,15 @@ def sources(folder: str | pathlib.Path) -> list[Source]:
     return sorted(of_ranks + found, key=lambda source: -source.n_steps)
 
 
+def _newest_run(folder: str | pathlib.Path) -> dict[str, Any]:
+    """What the newest checkpoint says of its run; nothing if there is none."""
+    found = sources(folder)
+    return _run_of(found[0].places[0].path, name_of(found[0].n_steps)) if found else {}
+
+
 def option_of(folder: str | pathlib.Path) -> bool | None:
     """Whether the newest run of one process would have trained with others, had there been any; None if it has not said."""
-    found = sources(folder)
-    option = _run_of(found[0].places[0].path, name_of(found[0].n_steps)).get("distributed") if found else None
+    option = _newest_run(folder).get("distributed")
     return option if isinstance(option, bool) else None
 
 
@@ -101,10 +106,8 @@ def _run_of(folder: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def timeout_of(folder: str | pathlib.Path) -> float | None:
-    """The time-out that the newest run had asked for."""
-    steps = common_steps(folder)
-    name = Folder(folder_of(folder, 0)).checkpoints()[0].name if steps else ""
-    timeout = _run_of(folder_of(folder, 0), name).get("timeout")
+    """The time-out that the newest run had asked for, of one process or of several."""
+    timeout = _newest_run(folder).get("timeout")
     return timeout if isinstance(timeout, float) else None
 
 
@@ -116,11 +119,11 @@ def agree(group: Group, what: str, do: Callable[[], Any]) -> Any:
 
     :raises GroupError: another rank has failed
     """
-    failure: Exception | None = None
+    failure: BaseException | None = None
     result = None
     try:
         result = do()
-    except Exception as error:
+    except BaseException as error:  # also Ctrl-C on one of them: the others wait for its report
         failure = error
     reports = group.gather_objects(None if failure is None else f"{type(failure).__name__}: {failure}")
     group.told = any(report is not None for report in reports)
@@ -201,27 +204,38 @@ def resume(
 
     :param group: the ranks that go on, None for one process
     """
+    resuming.refuse_unknown(cls, expected)
     rank, size = (0, 1) if group is None else (group.rank, group.size)
     device = get_device(device)
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
     for source in _sources_or_refuse(folder):
-        mine = source.places if source.n_ranks != size else [source.places[rank]]
-        problem, parts = None, []
-        try:
-            parts = [_read(place, source.n_steps) for place in mine]
-        except Damage as damage:
-            problem = str(damage)
-        problems = [problem] if group is None else group.gather_objects(problem)
-        if any(problems):
-            reason = next(filter(None, problems))
-            warnings.warn(
-                f"The checkpoint at step {source.n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
-            )
-            continue
         arguments = cls, wrapped, device, custom_objects or {}, expected
-        if source.n_ranks == size:
-            return _build(mine[0], parts[0], arguments)
-        return _dealt(source, rank, size, parts, arguments)
+
+        def build(source: Source = source, arguments: Any = arguments) -> tuple[Any, str | None]:
+            """The model, or what is damaged on this rank."""
+            mine = source.places if source.n_ranks != size else [source.places[rank]]
+            try:
+                parts = [_read(place, source.n_steps) for place in mine]
+                if source.n_ranks == size:
+                    return _build(mine[0], parts[0], arguments), None
+                return _dealt(source, rank, size, parts, arguments), None
+            except (Damage, DamagedFileError) as damage:
+                return None, str(damage).rstrip(".")
+
+        model, problem = build() if group is None else agree(group, "go on", build)
+        problems = [problem] if group is None else group.gather_objects(problem)
+        if not any(problems):
+            if source.n_ranks != size and rank == 0:
+                warnings.warn(
+                    f"The run had {_ranks(source.n_ranks)} and goes on with {size}: replay buffers are dealt out anew, and "
+                    "new episodes begin.",
+                    stacklevel=3,
+                )
+            return model
+        reason = next(filter(None, problems))
+        warnings.warn(
+            f"The checkpoint at step {source.n_steps:,} is damaged: {reason}. The one before it is tried.", stacklevel=3
+        )
     raise DamagedFileError(f"`folder` is {str(folder)!r}, but no checkpoint in it is whole on all ranks.")
 
 
@@ -267,12 +281,6 @@ def _dealt(source: Source, rank: int, size: int, parts: list[Checkpoint], argume
     text = f"{part.run.get('id')} {part.n_steps} {rank} {size}"
     runtime.resumption.seed = int(hashlib.sha256(text.encode()).hexdigest()[:7], 16)
     model.env.seed(runtime.resumption.seed)
-    if rank == 0:
-        warnings.warn(
-            f"The run had {_ranks(n_ranks)} and goes on with {size}: replay buffers are dealt out anew, and new episodes "
-            "begin.",
-            stacklevel=4,
-        )
     return model
 
 

@@ -190,6 +190,13 @@ def environment_of(env: VecEnv) -> dict[str, Any]:
     return {"environment": name, **spaces, "n_envs": env.num_envs}
 
 
+def refuse_unknown(cls: type[Any], expected: dict[str, Any]) -> None:
+    """:raises ValueError: names that are no options"""
+    unknown = sorted(set(expected) - set(cls._option_names()))
+    if unknown:
+        raise ValueError(f"`{unknown[0]}` is no option of {cls.__name__}: a run goes on with the options that it had.")
+
+
 def resume(
     cls: type[Any],
     folder: str | pathlib.Path,
@@ -199,9 +206,7 @@ def resume(
     expected: dict[str, Any],
 ) -> Any:
     """See ``SavedAlgorithm.resume``."""
-    unknown = sorted(set(expected) - set(cls._option_names()))
-    if unknown:
-        raise ValueError(f"`{unknown[0]}` is no option of {cls.__name__}: a run goes on with the options that it had.")
+    refuse_unknown(cls, expected)
     device = get_device(device)  # a wrong one is no damage of the files
     place = Folder(folder)
     wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)

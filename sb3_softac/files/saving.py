@@ -24,6 +24,7 @@ from sb3_softac.files.buffers import read_buffer, write_buffer
 from sb3_softac.files.exported import is_exported
 from sb3_softac.files.foresight import warn_of_buffer, warn_of_code
 from sb3_softac.files.reading import ModelFile, built_from, check_optimizers
+from sb3_softac.replay import TensorReplayBuffer
 from sb3_softac.runtime import Runtime, SetUp
 from sb3_softac.update import LearnedTemperature, Temperature
 
@@ -68,6 +69,8 @@ class SavedAlgorithm(CollectingAlgorithm):
         self._runtime.options = self._option_values()
         if isinstance(self.replay_buffer, HerReplayBuffer) and self.replay_buffer.env is None:
             self.replay_buffer.env = self.env  # it is never copied with the buffer
+        if isinstance(self.replay_buffer, TensorReplayBuffer):
+            self.replay_buffer.device = self.device  # it comes out of a file as arrays
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "temperature", "_runtime"]

@@ -5,6 +5,7 @@ are there already. So rows are written, drawn and gathered without leaving the d
 ``ReplayBuffer`` and ``NStepReplayBuffer``.
 """
 
+import copy
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -133,6 +134,13 @@ class TensorReplayBuffer(ReplayBuffer):
             for name, values in rows.items():
                 _write(vars(self)[name], values)
         self.has_skipped = self.has_skipped or bool(self.skipped.any())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TensorReplayBuffer":
+        """A copy on the same device."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """Arrays, which any machine can read."""

@@ -159,6 +159,53 @@ def test_nothing_is_owed_after_a_stop() -> None:
     assert model._n_updates == 6  # those of the rollout before the one that was stopped
 
 
+class TrainsAtTheEnd(StopAt):
+    model: Any
+
+    def _on_training_end(self) -> None:
+        self.model.train(3, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"learning_starts": 1000}, {"gradient_steps": 0}], ids=["plain", "before", "none"])
+def test_gradient_steps_after_a_stop_are_done_at_once(options: dict[str, Any]) -> None:
+    """They are the user's own, whatever SB3 has asked for behind the last rollout."""
+    model, _ = recorded(overlap=True, **options)
+    model.learn(100, callback=TrainsAtTheEnd(14))
+    before = model._n_updates
+    assert before == (3 if options else 4 + 3 - 1)
+    model.train(5, 8)
+    assert (model._n_updates, model._owed_steps) == (before + 5, 0)
+
+
+class Matrices(BaseCallback):
+    """gSDE's matrices, at each step."""
+
+    model: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def _on_step(self) -> bool:
+        distribution = self.model.actor.action_dist
+        self.seen.append(distribution.exploration_matrices.detach().clone())
+        return True
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_gsde_explores_with_one_matrix_for_each_environment_and_rollout(overlap: bool) -> None:
+    model, _ = recorded(overlap=overlap, n_envs=2, use_sde=True, train_freq=4, gradient_steps=4, learning_starts=8)
+    callback = Matrices()
+    model.learn(64, callback=callback)
+    assert model._n_updates > 8
+    for number in range(2, 8):
+        first, *others = callback.seen[4 * number : 4 * number + 4]
+        assert first.shape[0] == 2
+        assert not th.equal(first[0], first[1])
+        assert all(th.equal(first, other) for other in others)
+        assert not th.equal(first, callback.seen[4 * number - 1])
+
+
 class SwitchOff(BaseCallback):
     model: Any
 

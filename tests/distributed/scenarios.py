@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_softac import SoftAC
+from sb3_softac import SoftAC, TrainingDivergedError, distributed
 from sb3_softac.checkpoint import ExactCheckpointCallback
 from sb3_softac.engine import engine
 from sb3_softac.engine.group import close_group
@@ -170,6 +171,43 @@ def all_compile(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     return model._engine.compiles, _summary(state_tensors(model))
 
 
+class Plans(StopsAt):
+    """Asks how many gradient steps are to come, at the first step."""
+
+    model: Any
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 1:
+            self.planned = self.model._planned_gradient_steps()
+        return super()._on_step()
+
+
+@scenario
+def plans(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    callback = Plans(4)
+    make(learning_starts=0).learn(1000, callback=callback)
+    return callback.planned
+
+
+@scenario
+def trained_apart_before(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    """What normalises rewards is then that of rank 0, as everything else."""
+    with pytest.MonkeyPatch.context() as apart:
+        apart.setattr(distributed, "is_open", lambda: False)  # as if the group were opened later
+        model = make(distributed=None, normalize_rewards=5.0).learn(40)
+    before = model._return_moments.copy()
+    model.learn(20, reset_num_timesteps=False)
+    return before, model._return_moments, _summary(state_tensors(model))
+
+
+@scenario
+def shows_progress(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    shown: list[Any] = []
+    patch.setattr(distributed.Progress, "_on_training_end", lambda bar: shown.append((bar.pbar.n, bar.pbar.total)))
+    make().learn(60, progress_bar=True)
+    return shown
+
+
 # --- failures that ranks tell each other ---------------------------------------------------------------------------------
 
 
@@ -276,6 +314,40 @@ def _no_space(*args: Any) -> None:
     raise OSError("no space left")
 
 
+class Removes(BaseCallback):
+    """Removes a folder on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 25:
+            shutil.rmtree(self.folder)
+        return True
+
+
+@scenario
+def folder_is_removed(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    folder = Path(os.environ["RANKS_FOLDER"]) / "removed"
+    removes = [Removes(folder / "rank-1")] if rank == 1 else []
+    make().learn(200, callback=[ExactCheckpointCallback(10, folder), *removes])
+
+
+@scenario
+def interrupted_while_it_writes(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    if rank == 1:
+        patch.setattr("sb3_softac.files.checkpoint.Folder.put", _interrupt)
+    try:
+        make().learn(60, callback=ExactCheckpointCallback(10, Path(os.environ["RANKS_FOLDER"]) / "interrupted"))
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt: "
+
+
+def _interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # --- the end of the group ------------------------------------------------------------------------------------------------
 
 
@@ -283,8 +355,12 @@ def _no_space(*args: Any) -> None:
 def one_fails_while_it_trains(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     model = make()
     if rank == 1:
-        patch.setattr(type(model), "_batches", _no_space)
+        patch.setattr(type(model), "_batches", _diverge)
     model.learn(100)
+
+
+def _diverge(*args: Any) -> None:
+    raise TrainingDivergedError("as gSDE may, of the batch of one rank")
 
 
 @scenario

@@ -1,6 +1,7 @@
 """Two ranks that torchrun starts again after one was killed. Source of truth: the same training, left alone."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,8 +13,9 @@ import pytest
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from sb3_softac import SoftAC, TensorReplayBuffer
+from sb3_softac import DamagedFileError, SoftAC, TensorReplayBuffer, distributed
 from sb3_softac.checkpoint import ExactCheckpointCallback, newest_step
+from sb3_softac.engine.group import close_group
 from sb3_softac.files import ranked, segments
 from sb3_softac.files.checkpoint import Folder
 from sb3_softac.ranks import _summary, state_tensors
@@ -93,11 +95,7 @@ def dealt(folder: Path, size: int, env: Any = RandomEnv) -> list[Any]:
     parts = [ranked._read(place, source.n_steps) for place in source.places]
     models = []
     for rank in range(size):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            models.append(ranked._dealt(source, rank, size, parts, (SoftAC, SoftAC._wrap_env(env()), "cpu", {}, {})))
-        said = [str(each.message) for each in caught if "dealt out anew" in str(each.message)]
-        assert len(said) == (rank == 0)
+        models.append(ranked._dealt(source, rank, size, parts, (SoftAC, SoftAC._wrap_env(env()), "cpu", {}, {})))
     return models
 
 
@@ -225,6 +223,49 @@ def test_one_process_goes_on_where_two_were(runs: Path, tmp_path: Path) -> None:
     assert newest_step(folder) == TOTAL + 20
     assert ranked.ranks_in(folder) == [0]
     assert SoftAC.resume(folder, RandomEnv(), device="cpu").num_timesteps == TOTAL + 20
+
+
+def test_an_option_that_there_is_not(runs: Path) -> None:
+    with pytest.raises(ValueError, match="`gama` is no option of SoftAC"):
+        SoftAC.resume(runs / "alone", RandomEnv(), device="cpu", gama=0.9)
+
+
+def test_what_shows_its_damage_late(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model is made: the checkpoint before it is tried, as in a run of one process."""
+    build, tried = ranked._build, []
+
+    def fails_first(place: Folder, part: Any, arguments: Any) -> Any:
+        tried.append(part.n_steps)
+        if part.n_steps == TOTAL:
+            raise DamagedFileError("`folder` has optimizer states of other networks.")
+        return build(place, part, arguments)
+
+    monkeypatch.setattr(ranked, "_build", fails_first)
+    with (
+        pytest.warns(UserWarning, match=r"The checkpoint at step 200 is damaged: .* of other networks\. The one before it"),
+        pytest.warns(UserWarning, match="The run had 2 ranks and goes on with 1"),
+    ):
+        model = SoftAC.resume(runs / "alone", RandomEnv(), device="cpu")
+    assert tried == [TOTAL, 160]
+    assert model.num_timesteps == 160
+
+
+def trained_with_a_time_out(folder: Path) -> Any:
+    """A run of one rank, then one that goes on with it and names nothing."""
+    options = {**OPTIONS, "distributed": {"timeout": 60.0}}
+    SoftAC("MlpPolicy", RandomEnv(), **options).learn(40, callback=ExactCheckpointCallback(20, folder))
+    close_group()
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    distributed._Opened.timeout = -1.0
+    resumed = SoftAC.resume(folder, RandomEnv(), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resumed.learn(60)
+    return ranked.timeout_of(folder), resumed.distributed, resumed.num_timesteps
+
+
+def test_the_time_out_of_one_rank_is_kept(tmp_path: Path) -> None:
+    assert run_ranks(trained_with_a_time_out, 1, tmp_path / "run") == [(True, (60.0, {"timeout": 60.0}, 60))]
 
 
 def test_checkpoints_of_ranks_and_of_one_process_do_not_mix(runs: Path, tmp_path: Path) -> None:

@@ -65,6 +65,19 @@ class TestTraining:
     def test_as_many_updates_as_environment_steps_of_all_ranks(self, seen: Any) -> None:
         assert both(seen, "as_many_updates_as_steps") == [40, 40]
 
+    def test_planned_gradient_steps_count_all_ranks(self, seen: Any) -> None:
+        assert both(seen, "plans") == [499, 499]  # two environment steps are done, and each rollout has two
+
+    def test_moments_of_returns_are_those_of_rank_0(self, seen: Any) -> None:
+        (first, after, weights), (second, other_after, other_weights) = both(seen, "trained_apart_before")
+        assert first[1] != second[1]
+        np.testing.assert_array_equal(after, other_after)
+        assert after[0] == first[0] + 20
+        assert weights == other_weights
+
+    def test_one_progress_bar_counts_the_steps_of_all(self, seen: Any) -> None:
+        assert both(seen, "shows_progress") == [[(60, 60)], []]
+
     def test_a_callback_of_one_rank_stops_all(self, seen: Any) -> None:
         (steps, size, weights), (other_steps, other_size, other_weights) = both(seen, "callback_stops_one")
         assert weights == other_weights
@@ -97,7 +110,15 @@ TOLD = {
     "reward_is_nan": ("GroupError: .*Rank 1 has failed: ValueError: .*non-finite reward", "ValueError: .*non-finite reward"),
     "one_diverges": ("TrainingDivergedError: ", "TrainingDivergedError: "),
     "checkpoint_cannot_be_written": ("GroupError: .*Rank 1 .*OSError: no space left", "OSError: no space left"),
-    "one_fails_while_it_trains": ("GroupError: Rank 0 no longer reaches the other ranks", "OSError: no space left"),
+    "one_fails_while_it_trains": (
+        "GroupError: Rank 0 no longer reaches the other ranks",
+        "TrainingDivergedError: as gSDE may",
+    ),
+    "folder_is_removed": (
+        "GroupError: .*Rank 1 .*FileNotFoundError: .*the folder was removed",
+        "FileNotFoundError: .*the folder was removed",
+    ),
+    "interrupted_while_it_writes": ("GroupError: .*Rank 1 .*KeyboardInterrupt", "KeyboardInterrupt"),
 }
 #: what both say
 REFUSED = {

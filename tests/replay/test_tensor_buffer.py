@@ -272,3 +272,19 @@ def test_another_discount_than_the_models_is_refused() -> None:
     make_model(replay_buffer_class=TensorReplayBuffer, gamma=0.9)  # one step: it has none
     with pytest.raises(ValueError, match=r"replay buffer discounts with 0\.99"):
         make_model(replay_buffer_class=TensorReplayBuffer, replay_buffer_kwargs={"n_steps": 3}, gamma=0.9)
+
+
+def test_copies_stay_on_their_device() -> None:
+    """Also that of a model, and that which comes out of a pickle."""
+    buffer = TensorReplayBuffer(20, BOX, ACTIONS["box"], "meta")
+    copied: Any = copy.deepcopy(buffer)
+    assert copied.device.type == copied.rewards.device.type == "meta"
+    assert copied.rewards.shape == buffer.rewards.shape
+    model = make_model(replay_buffer_class=TensorReplayBuffer)
+    state = pickle.loads(pickle.dumps(model.replay_buffer))
+    twin = copy.deepcopy(model)
+    assert isinstance(twin.replay_buffer, TensorReplayBuffer)
+    vars(model)["replay_buffer"], model.device = state, th.device("meta")
+    again: Any = type(model).__new__(type(model))
+    again.__setstate__(model.__getstate__())
+    assert again.replay_buffer.device.type == again.replay_buffer.rewards.device.type == "meta"

@@ -166,6 +166,46 @@ def test_a_worker_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(performed) == 1
 
 
+def test_a_worker_that_is_interrupted_after_its_run_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as it was asked to, whoever has its run now."""
+    other = make(str(tmp_path / "journal.log"), [small()], tmp_path)
+    trial = take_one(other)
+
+    def interrupt(*_: Any) -> None:
+        other.finish(trial.number, TrialState.FAIL)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "perform", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.train(trial)
+
+
+@pytest.mark.parametrize("name", ["row", "error"])
+def test_a_storage_that_is_away_for_a_while(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hours of training have given is kept until it can be stored; a run does not fail because of it."""
+    performed = quick(monkeypatch)
+    if name == "error":
+        monkeypatch.setattr(worker, "perform", lambda *_: 1 / 0)
+    other = make(str(tmp_path / "journal.log"), [small()], tmp_path, PATIENCE)
+    trial, answers = take_one(other), iter([OSError("the disk is away"), OSError("still")])
+    store = optuna.Trial.set_user_attr
+
+    def set_user_attr(self: optuna.Trial, key: str, value: Any) -> None:
+        if key == name and (error := next(answers, None)) is not None:
+            raise error
+        store(self, key, value)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", set_user_attr)
+    said = other.train(trial)
+    assert next(answers, None) is None
+    if name == "row":
+        assert len(performed) == 1
+        assert seeds(tmp_path / "rows.csv") == [0]
+    else:
+        assert "seed 0 failed: ZeroDivisionError" in said
+        assert "ZeroDivisionError" in other.summary()
+
+
 def test_a_worker_that_dies_after_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is in the storage: nothing is done again."""
     performed = quick(monkeypatch)
