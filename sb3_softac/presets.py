@@ -190,10 +190,11 @@ CROSSQ_SMALL = _preset(
     policy_kwargs={**CROSSQ["policy_kwargs"], "net_arch": [256, 256]},
 )
 
-#: the settings of its paper: critics of 2048 units, 5,000 random steps
+#: the settings of its paper and its code: critics of 2048 units, 5,000 random steps, α learned by its exponential form
 CROSSQ_PAPER = _preset(
     CROSSQ,
     learning_starts=5000,
+    ent_coef_update="exp",
     policy_kwargs={**CROSSQ["policy_kwargs"], "net_arch": {"pi": [256, 256], "qf": [2048, 2048]}},
 )
 

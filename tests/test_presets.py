@@ -152,8 +152,8 @@ class TestListedValues:
         kinds = {
             FixedTemperature: {"haarnoja2018", "haarnoja2018_hard", "spinningup_v1", "spinningup"},
             DualTemperature: {"slc"},
-            LogTemperature: {"sb3", "redq", "droq", "tqc", "crossq", "crossq_small", "crossq_paper"},
-            ExpTemperature: {"haarnoja2019", "slc_code", "softlearning", "sigaud"},
+            LogTemperature: {"sb3", "redq", "droq", "tqc", "crossq", "crossq_small"},
+            ExpTemperature: {"haarnoja2019", "slc_code", "softlearning", "sigaud", "crossq_paper"},
         }
         assert {kind: {name for name in LISTED if type(make(name).temperature) is kind} for kind in kinds} == kinds
 
