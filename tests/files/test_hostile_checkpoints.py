@@ -340,7 +340,7 @@ for path in sorted(Path(sys.argv[1]).glob("bad*")):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_hostile_checkpoints_take_no_time_and_no_memory(good: Path, tmp_path: Path) -> None:
-    """200 MB beyond what a good one takes, and 2 seconds."""
+    """200 MB beyond what a good one takes, and seconds of the processor, a few of them where it is slow."""
     huge = ["net", "critics", "layers", "text", "double", "deque", "buffer"]
     names = [name for name in bad.WRONG if any(word in name for word in huge)]
     changes: list[Any] = [lambda state, _, item=bad.WRONG[name]: state["attributes"].update([item]) for name in names]
@@ -356,7 +356,7 @@ def test_hostile_checkpoints_take_no_time_and_no_memory(good: Path, tmp_path: Pa
     result = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     times = {line.split()[0]: float(line.split()[1]) for line in result.stdout.splitlines()}
     assert len(times) == n_folders
-    assert max(times.values()) < 2.0
+    assert max(times.values()) < 10.0
 
 
 def test_random_damage(tmp_path: Path) -> None:
