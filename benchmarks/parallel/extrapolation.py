@@ -109,7 +109,7 @@ def fitted_errors(rows: list[dict[str, Any]], step: Step, means: Means) -> str:
         else:
             continue
         error = 100.0 * (fitted / row["seconds"] - 1.0)
-        lines.append([name, str(row["ranks"]), milliseconds(row["seconds"]), milliseconds(fitted), f"{error:+.0f} %"])
+        lines.append([name, str(row["ranks"]), milliseconds(row["seconds"]), milliseconds(fitted), f"{round(error):+d} %"])
     return table(["what", "ranks", "measured, ms", "fitted, ms", "error"], lines)
 
 
