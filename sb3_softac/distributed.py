@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
 
@@ -260,13 +260,15 @@ class DistributedAlgorithm(TemperedAlgorithm):
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         group = self._runtime.group
-        if group is None or not progress_bar:
+        if group is None:
             return super()._init_callback(callback, progress_bar)
-        made: Any = super()._init_callback(callback, group.rank == 0)
-        if group.rank == 0:  # the bar that SB3 has put there last counts the steps of one rank
-            made.callbacks[-1] = Progress(group.size)
-            made.callbacks[-1].init_callback(self)
-        return made  # type: ignore[no-any-return]  # SB3's list has another type
+        if callable(callback):
+            callback = ConvertCallback(callback)
+        wanted = [*callback] if isinstance(callback, list) else [] if callback is None else [callback]
+        bars = [each for each in wanted if type(each) is ProgressBarCallback]  # RL Zoo passes it so
+        if bars or progress_bar:
+            callback = [each for each in wanted if each not in bars] + ([Progress(group.size)] if group.rank == 0 else [])
+        return super()._init_callback(callback, False)
 
     def _sample_action(self, *args: Any, **kwargs: Any) -> Any:
         result = super()._sample_action(*args, **kwargs)

@@ -18,12 +18,12 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.utils import set_random_seed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sb3_softac.arguments.options import check_distributed
-from sb3_softac.distributed import Progress, join_launched
+from sb3_softac.distributed import join_launched
 from sb3_softac.engine import Group, GroupError
 from sb3_softac.engine.group import is_launched
 from sb3_softac.errors import TrainingDivergedError
@@ -245,9 +245,7 @@ def with_callbacks_of_rank(create: Callable[..., None]) -> Callable[..., None]:
                 setattr(self, name, max(getattr(self, name) // group.size, 1))
         create(self)
         for index, callback in enumerate(self.callbacks):
-            if type(callback) is ProgressBarCallback:
-                self.callbacks[index] = Progress(group.size)
-            elif group.rank > 0 and isinstance(callback, OF_FIRST):
+            if group.rank > 0 and isinstance(callback, OF_FIRST):
                 self.callbacks[index] = Nothing()
 
     return create_callbacks

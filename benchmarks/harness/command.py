@@ -40,7 +40,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--points", type=int, help="evaluations during training")
     add("--episodes", type=int, help="episodes of the last evaluation")
     add("--processes", type=int, default=2, help="runs side by side")
-    add("--device", default="cpu", help="where networks are: cpu (the default), cuda or cuda:1")
+    add("--device", default="cpu", help="where networks are: cpu (the default), or cuda, cuda:1")
     add("--output", type=Path, metavar="CSV")
     add("--checkpoints", type=Path, metavar="FOLDER", help="go on with runs that were killed")
     add("--status", action="store_true", help="say what is done and what is missing, and do nothing")
@@ -87,8 +87,10 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def check_device(name: str) -> None:
-    """:raises ValueError: it is not there"""
+    """:raises ValueError: it is not there, or of another kind"""
     try:
+        if th.device(name).type not in ("cpu", "cuda"):
+            raise RuntimeError("nothing else has been tried")
         th.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         refuse("--device", name, f"'cpu', or one that is there ({str(error).splitlines()[0]})")

@@ -25,12 +25,19 @@ def pyplot() -> Any:
     return plt
 
 
+#: panels beside each other
+PANELS = 3
+
+
 def draw_runs(rows: list[Row], output: Path) -> None:
     """The evaluations of every run over its steps: a panel for each task, a colour for each variant."""
     variants, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("variant", "env"))
-    width = 7.0 if len(tasks) == 1 else 3.3 * len(tasks)
-    figure, axes = pyplot().subplots(1, len(tasks), figsize=(width, 4), layout="constrained", squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
+    n_columns, n_rows = min(len(tasks), PANELS), -(-len(tasks) // PANELS)
+    size = (7.0, 4.0) if len(tasks) == 1 else (3.3 * n_columns, 3.7 * n_rows)
+    figure, axes = pyplot().subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
+    for axis, task in zip(axes.flat, tasks, strict=False):
         for row in (row for row in rows if row["env"] == task):
             curve = [float(value) for value in row["curve"].split()]
             steps = [int(row["steps"]) * (place + 1) / len(curve) for place in range(len(curve))]
@@ -41,7 +48,8 @@ def draw_runs(rows: list[Row], output: Path) -> None:
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.locator_params(axis="x", nbins=7 if len(tasks) == 1 else 3)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("return of the deterministic policy")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("return of the deterministic policy")
     lines = [axes[0][0].plot([], [], color=f"C{number}")[0] for number in range(len(variants))]
     axes[0][0].legend(lines, variants)
     figure.savefig(output, dpi=110)

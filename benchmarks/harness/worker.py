@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -31,8 +31,6 @@ from sb3_softac.zoo_search import open_database
 LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 #: times that a run may die before it is left alone: it might be what kills its machine
 MAX_DEATHS = 5
-#: times that a storage is asked to take a row
-MAX_ATTEMPTS = 100
 
 
 class TakenOver(Exception):
@@ -203,24 +201,10 @@ class Worker:
             self.give_back(trial)
             time.sleep(self.pause)
             return f"{run}: whoever was taken for dead still writes its checkpoints"
-        result: tuple[str, Any] = "error", None
-        lines: list[str] = []
         try:
             with Beat(trial, self.patience / 4) as beat:
-
-                def report(*_: Any) -> None:
-                    stop_without_parent()
-                    if beat.is_lost:
-                        raise TakenOver
-
-                try:
-                    result = "row", perform(run, self.checkpoints, report, self.device)
-                except TakenOver:
-                    raise
-                except Exception as error:
-                    lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
-                    result = "error", f"{type(error).__name__}: {error}"
-                if beat.is_lost or not self.store(trial, *result):
+                name, value, lines = self.attempt(run, beat)
+                if beat.is_lost or not self.store(trial, name, value):
                     raise TakenOver
         except TakenOver:
             return f"{run}: another worker has taken it over"
@@ -228,7 +212,6 @@ class Worker:
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # somebody else has it already
                 self.give_back(trial)
             raise
-        name, value = result[0], cast(Any, result[1])
         ended = self.finish(trial.number, TrialState.COMPLETE if name == "row" else TrialState.FAIL)
         if name == "error":
             return "\n".join([*lines, f"{run} failed: {value}"])
@@ -238,23 +221,42 @@ class Worker:
         forget(run, self.checkpoints)
         return describe(value)
 
+    def attempt(self, run: Run, beat: Beat) -> tuple[str, Any, list[str]]:
+        """What a run has given: "row" and its row, or "error", what went wrong, and the last lines of where.
+
+        :raises TakenOver: another worker has the run
+        """
+
+        def report(*_: Any) -> None:
+            stop_without_parent()
+            if beat.is_lost:
+                raise TakenOver
+
+        try:
+            return "row", perform(run, self.checkpoints, report, self.device), []
+        except TakenOver:
+            raise
+        except Exception as error:
+            lines = [] if isinstance(error, ValueError) else traceback.format_exc().splitlines()[-8:-1]
+            return "error", f"{type(error).__name__}: {error}", lines
+
     def store(self, trial: optuna.Trial, name: str, value: Any) -> bool:
-        """Write an attribute of a trial, again and again while the storage does not take it: it may be hours of work.
+        """Write an attribute of a trial, until the storage takes it: it may be hours of work.
 
         :return: whether it is there; not if somebody else has ended the trial
         """
-        for attempt in range(MAX_ATTEMPTS):
+        while True:
             try:
                 trial.set_user_attr(name, value)
                 return True
             except optuna.exceptions.UpdateFinishedTrialError:
                 return False
             except Exception as error:  # of a network or a database, which may come back
-                if attempt == MAX_ATTEMPTS - 1:
-                    raise
-                print(f"The storage did not take the {name} of {trial.user_attrs.get('id')}: {error}", flush=True)
+                print(
+                    f"The storage did not take the {name} of {trial.user_attrs.get('id')}, and is asked again: {error}",
+                    flush=True,
+                )
                 time.sleep(self.pause)
-        return False
 
     def work(self) -> None:
         """Until every run is done or has failed."""

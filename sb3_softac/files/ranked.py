@@ -204,12 +204,23 @@ def resume(
 
     :param group: the ranks that go on, None for one process
     """
-    resuming.refuse_unknown(cls, expected)
     rank, size = (0, 1) if group is None else (group.rank, group.size)
-    device = get_device(device)
-    wrapped = cls._wrap_env(maybe_make_env(env, 0), 0)
-    for source in _sources_or_refuse(folder):
-        arguments = cls, wrapped, device, custom_objects or {}, expected
+
+    def together(do: Callable[[], Any]) -> Any:
+        return do() if group is None else agree(group, "go on", do)
+
+    def prepare() -> tuple[Any, Any, list[Source]]:
+        resuming.refuse_unknown(cls, expected)
+        return get_device(device), cls._wrap_env(maybe_make_env(env, 0), 0), _sources_or_refuse(folder)
+
+    chosen, wrapped, found = together(prepare)
+    seen = [(source.n_steps, source.n_ranks) for source in found]
+    if group is not None and any(theirs != seen for theirs in group.gather_objects(seen)):
+        raise ValueError(
+            f"`folder` is {str(folder)!r}, but it must be the same one on all ranks, which see other checkpoints."
+        )
+    for source in found:
+        arguments = cls, wrapped, chosen, custom_objects or {}, expected
 
         def build(source: Source = source, arguments: Any = arguments) -> tuple[Any, str | None]:
             """The model, or what is damaged on this rank."""
@@ -222,7 +233,7 @@ def resume(
             except (Damage, DamagedFileError) as damage:
                 return None, str(damage).rstrip(".")
 
-        model, problem = build() if group is None else agree(group, "go on", build)
+        model, problem = together(build)
         problems = [problem] if group is None else group.gather_objects(problem)
         if not any(problems):
             if source.n_ranks != size and rank == 0:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -22,6 +22,7 @@ from sb3_softac.checkpoint import ExactCheckpointCallback
 from sb3_softac.engine import engine
 from sb3_softac.engine.group import close_group
 from sb3_softac.engine.steps import call
+from sb3_softac.files import ranked
 from sb3_softac.ranks import _summary, state_tensors
 from tests.helpers import SMALL, RandomEnv
 
@@ -204,8 +205,10 @@ def trained_apart_before(rank: int, patch: pytest.MonkeyPatch) -> Seen:
 def shows_progress(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     shown: list[Any] = []
     patch.setattr(distributed.Progress, "_on_training_end", lambda bar: shown.append((bar.pbar.n, bar.pbar.total)))
-    make().learn(60, progress_bar=True)
-    return shown
+    calls: list[Any] = []
+    make().learn(60, callback=lambda *_: calls.append(1) or True, progress_bar=True)  # type: ignore[func-returns-value]
+    make().learn(60, callback=[ProgressBarCallback(), StopsAt(100)])  # as RL Zoo has it
+    return shown, len(calls)
 
 
 # --- failures that ranks tell each other ---------------------------------------------------------------------------------
@@ -332,6 +335,28 @@ def folder_is_removed(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     folder = Path(os.environ["RANKS_FOLDER"]) / "removed"
     removes = [Removes(folder / "rank-1")] if rank == 1 else []
     make().learn(200, callback=[ExactCheckpointCallback(10, folder), *removes])
+
+
+@scenario
+def other_option_where_it_goes_on(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    folder = Path(os.environ["RANKS_FOLDER"])
+    SoftAC.resume(folder, RandomEnv(), device="cpu", batch_size=8 + rank)
+
+
+@scenario
+def unknown_option_where_it_goes_on(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    folder = Path(os.environ["RANKS_FOLDER"])
+    options: dict[str, Any] = {"gama": 0.9} if rank == 1 else {}
+    SoftAC.resume(folder, RandomEnv(), device="cpu", **options)
+
+
+@scenario
+def other_folder_where_it_goes_on(rank: int, patch: pytest.MonkeyPatch) -> Seen:
+    folder = Path(os.environ["RANKS_FOLDER"])
+    sources = ranked.sources
+    if rank == 1:
+        patch.setattr(ranked, "sources", lambda path: sources(path)[1:])  # the newest is not there
+    SoftAC.resume(folder, RandomEnv(), device="cpu")
 
 
 @scenario

@@ -2,14 +2,20 @@
 
 import pickle
 import re
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 
 from sb3_softac.collect.returns import count_returns, no_returns
+from sb3_softac.collect.step_infos import StepInfos
+from sb3_softac.engine import group
 from tests.distributed import scenarios
-from tests.ranks import run_ranks
+from tests.helpers import make_model
+from tests.ranks import environment, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ class TestTraining:
         assert weights == other_weights
 
     def test_one_progress_bar_counts_the_steps_of_all(self, seen: Any) -> None:
-        assert both(seen, "shows_progress") == [[(60, 60)], []]
+        assert both(seen, "shows_progress") == [([(60, 60)] * 2, 30), ([], 30)]
 
     def test_a_callback_of_one_rank_stops_all(self, seen: Any) -> None:
         (steps, size, weights), (other_steps, other_size, other_weights) = both(seen, "callback_stops_one")
@@ -118,6 +124,14 @@ TOLD = {
         "GroupError: .*Rank 1 .*FileNotFoundError: .*the folder was removed",
         "FileNotFoundError: .*the folder was removed",
     ),
+    "other_option_where_it_goes_on": (
+        "GroupError: Rank 1 could not go on: ValueError: `batch_size` is 9",
+        "ValueError: `batch_size` is 9",
+    ),
+    "unknown_option_where_it_goes_on": (
+        "GroupError: Rank 1 could not go on: .*`gama` is no option",
+        "ValueError: `gama` is no option",
+    ),
     "interrupted_while_it_writes": ("GroupError: .*Rank 1 .*KeyboardInterrupt", "KeyboardInterrupt"),
 }
 #: what both say
@@ -132,6 +146,7 @@ REFUSED = {
     "with_overlap": "ValueError: `overlap` is True, but it must be False with `distributed`",
     "with_vec_normalize": "ValueError: `env` has VecNormalize, .*normalize_observations=True",
     "another_time_out": "ValueError: `distributed` is {'timeout': 5.0}, but it must be True here",
+    "other_folder_where_it_goes_on": "ValueError: `folder` is .*, but it must be the same one on all ranks",
     "checkpoints_of_two_runs": "ValueError: `folder` is .*, which holds checkpoints of another run",
 }
 
@@ -152,3 +167,41 @@ def test_all_ranks_refuse_what_cannot_be(seen: Any, name: str) -> None:
 def test_a_rank_that_is_killed_ends_the_others(seen: Any) -> None:
     assert "one_is_killed" not in seen[1]
     assert seen[0]["one_is_killed"].startswith("GroupError: Rank 0 no longer reaches the other ranks")
+
+
+@pytest.mark.parametrize(
+    ("local", "n_gpus", "backend"),
+    [("2", 0, None), ("2", 2, None), ("2", 1, "gloo"), ("1", 1, None), (None, 1, None)],
+    ids=["no GPU", "a GPU for each", "one GPU for two", "one", "a launcher that does not say"],
+)
+def test_ranks_that_share_a_gpu_have_gloo(
+    local: str | None, n_gpus: int, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    if local is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    chosen: list[Any] = []
+    devices: list[int] = []
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend, **_: chosen.append(backend))
+    monkeypatch.setattr(th.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(th.cuda, "set_device", devices.append)
+    group.open_group(1, None)
+    assert chosen == [backend]
+    assert devices == ([1 % n_gpus] if n_gpus else [])
+
+
+def test_episodes_of_many_environments_are_told_without_a_dict_for_each() -> None:
+    """Those that have ended, as `StepInfos` has them."""
+    model = make_model()
+    model._runtime.group = SimpleNamespace(size=2, rank=0)  # type: ignore[assignment]  # nothing is sent
+    model.ep_info_buffer, model.ep_success_buffer = deque(maxlen=10), deque(maxlen=10)
+    dones = np.array([False, True, False, True])
+    infos = StepInfos(dones, np.zeros(4, dtype=bool), None, None, {})
+    infos.set_episodes(np.array([1.5, 2.5]), np.array([3, 4]), 0.0)
+    model._update_info_buffer(infos, dones)
+    assert [episode["r"] for episode, _ in model._runtime.new_episodes] == [1.5, 2.5]
+    assert not infos._dicts

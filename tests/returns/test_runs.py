@@ -1,6 +1,7 @@
 """A run: its row, its times, and what becomes of it when it is killed."""
 
 import csv
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -65,6 +66,38 @@ def test_alpha_of_a_row(ent_coef: str | float) -> None:
         model = algorithm("MlpPolicy", "Pendulum-v1", ent_coef=ent_coef, buffer_size=10, device="cpu")
         assert runs.entropy_coefficient(model) == pytest.approx(0.5 if ent_coef == "auto_0.5" else 0.25)
     assert runs.entropy_coefficient(DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu")) == ""
+
+
+def test_the_device_is_that_of_the_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line on, in a process of the pool and in a worker."""
+    from harness import command, pool, worker
+
+    seen: list[str] = []
+
+    def evaluate(model: Any, *_: Any, **__: Any) -> tuple[float, float]:
+        seen.append(str(model.device))
+        return 0.0, 0.0
+
+    monkeypatch.setattr(runs, "evaluate_policy", evaluate)
+    runs.perform(small(), device="cpu:0")
+    assert set(seen) == {"cpu:0"}
+    given: list[Any] = []
+
+    def perform(*arguments: Any) -> rows.Row:
+        given.append(arguments[3])
+        raise ValueError("that is all")
+
+    for module in (pool, worker):
+        monkeypatch.setattr(module, "perform", perform)
+    ours, theirs = multiprocessing.Pipe()
+    with pytest.raises(SystemExit):
+        pool.work(small(), tmp_path / "rows.csv", None, theirs, "cuda:1")
+    assert "that is all" in ours.recv()
+    place = worker.Worker(worker.open_study(str(tmp_path / "log"), "x"), [small()], None, None, 1.0, "cuda:1")
+    place.work()
+    assert given == ["cuda:1"] * 2
+    with pytest.raises(ValueError, match="`--device` is 'meta', but it must be 'cpu', or one that is there"):
+        command.check_device("meta")
 
 
 def test_a_row_of_sac(tmp_path: Path) -> None:
