@@ -8,6 +8,7 @@ others.
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq, TrainFrequencyUnit
+from tqdm.rich import tqdm
 
 from sb3_softac.arguments.options import check_distributed
 from sb3_softac.collect import PooledStatistics
@@ -80,14 +82,26 @@ def _join_wanted(wanted: Any, timeout: float | None) -> None:
 
 
 class Progress(ProgressBarCallback):
-    """A progress bar that counts the steps of all ranks."""
+    """The progress bar of rank 0, which counts the steps of all ranks.
 
-    def __init__(self, n_ranks: int) -> None:
+    It takes the place of the bars ``replaced``. Who closes one of them closes it: RL Zoo does so after a training that
+    has failed.
+    """
+
+    def __init__(self, group: Group, replaced: Sequence[ProgressBarCallback] = ()) -> None:
         super().__init__()
-        self.n_ranks = n_ranks
+        self.group, self.replaced = group, replaced
+
+    def _on_training_start(self) -> None:
+        if self.group.rank == 0:
+            super()._on_training_start()
+        else:
+            self.pbar = tqdm(disable=True)
+        for bar in self.replaced:
+            bar.pbar = self.pbar
 
     def _on_step(self) -> bool:
-        self.pbar.update(self.training_env.num_envs * self.n_ranks)
+        self.pbar.update(self.training_env.num_envs * self.group.size)
         return True
 
 
@@ -267,7 +281,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         wanted = [*callback] if isinstance(callback, list) else [] if callback is None else [callback]
         bars = [each for each in wanted if type(each) is ProgressBarCallback]  # RL Zoo passes it so
         if bars or progress_bar:
-            callback = [each for each in wanted if each not in bars] + ([Progress(group.size)] if group.rank == 0 else [])
+            callback = [each for each in wanted if each not in bars] + [Progress(group, bars)]
         return super()._init_callback(callback, False)
 
     def _sample_action(self, *args: Any, **kwargs: Any) -> Any:

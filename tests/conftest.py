@@ -1,5 +1,8 @@
 """One thread for every test: small networks are faster so, and results do not depend on the machine's cores."""
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch as th
 
@@ -13,3 +16,10 @@ th.set_num_threads(1)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not th.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """What a module leaves open is reported there, and not in whichever test the garbage collector runs."""
+    yield
+    gc.collect()

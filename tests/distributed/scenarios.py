@@ -204,10 +204,18 @@ def trained_apart_before(rank: int, patch: pytest.MonkeyPatch) -> Seen:
 @scenario
 def shows_progress(rank: int, patch: pytest.MonkeyPatch) -> Seen:
     shown: list[Any] = []
-    patch.setattr(distributed.Progress, "_on_training_end", lambda bar: shown.append((bar.pbar.n, bar.pbar.total)))
     calls: list[Any] = []
+
+    def look(bar: ProgressBarCallback) -> None:
+        shown.append(None if bar.pbar.disable else (bar.pbar.n, bar.pbar.total))
+
+    patch.setattr(distributed.Progress, "_on_training_end", look)
     make().learn(60, callback=lambda *_: calls.append(1) or True, progress_bar=True)  # type: ignore[func-returns-value]
-    make().learn(60, callback=[ProgressBarCallback(), StopsAt(100)])  # as RL Zoo has it
+    given = ProgressBarCallback()
+    make().learn(60, callback=[given, StopsAt(100)])
+    look(given)
+    given.on_training_end()  # as RL Zoo does, also where the training has failed
+    look(given)
     return shown, len(calls)
 
 

@@ -82,7 +82,7 @@ class TestTraining:
         assert weights == other_weights
 
     def test_one_progress_bar_counts_the_steps_of_all(self, seen: Any) -> None:
-        assert both(seen, "shows_progress") == [([(60, 60)] * 2, 30), ([], 30)]
+        assert both(seen, "shows_progress") == [([(60, 60)] * 3 + [None], 30), ([None] * 4, 30)]
 
     def test_a_callback_of_one_rank_stops_all(self, seen: Any) -> None:
         (steps, size, weights), (other_steps, other_size, other_weights) = both(seen, "callback_stops_one")
