@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch as th
 
+from tests import traced
 from tests.postgres import database, server
 
 __all__ = ["database", "server"]
@@ -16,6 +17,12 @@ th.set_num_threads(1)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not th.cuda.is_available():
         pytest.skip("needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def traced_if_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("traced"):
+        traced.install(monkeypatch)
 
 
 @pytest.fixture(scope="module", autouse=True)

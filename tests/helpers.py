@@ -19,8 +19,10 @@ from sb3_softac.update import ActorCriticUpdate
 OBS_DIM, ACTION_DIM = 4, 2
 MISSING = missing_for_compilation(th.device("cpu"))
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"compiling needs {MISSING}")
-#: values of `compile` for a test of what is learned
-BOTH_WAYS = [False, pytest.param(True, marks=needs_compiler)]
+#: marks of a test that traces compiled steps and has no code generated for them
+traced = [needs_compiler, pytest.mark.traced]
+#: values of `compile` for a test of what a step does, not of the code that is generated for it
+BOTH_WAYS = [False, pytest.param(True, marks=traced)]
 SMALL: dict[str, Any] = {"net_arch": [16, 16]}
 
 

@@ -108,6 +108,7 @@ def test_a_change_equals_a_model_that_was_constructed_so(change: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_compiled_steps_follow_the_numbers_as_eager_ones_do() -> None:
     """All at once, between two ``train()``: without a new compilation, and with the same results."""
     options: dict[str, Any] = {

@@ -233,6 +233,7 @@ def test_optimizers_of_any_kind_start_again(kind: Any) -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_a_compiled_step_goes_on() -> None:
     """More resets than builds are allowed, and one build."""
     models = [build(compile, resets=3, value_network=True, ent_coef_update="log") for compile in (True, False)]

@@ -276,6 +276,7 @@ def test_a_warm_up_goes_on_after_resume(tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_a_compiled_step_follows_it() -> None:
     """One build: the learning rate is a tensor."""
     options: dict[str, Any] = {"seed": 0, "learning_rate": "warm_60_1e-3", "policy_kwargs": {"net_arch": [8]}}

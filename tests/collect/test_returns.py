@@ -208,6 +208,7 @@ class TestTheStep:
         return model
 
     @needs_compiler
+    @pytest.mark.traced
     def test_compiled_steps_read_it(self) -> None:
         compiled, eager = (self.moving(make_model(normalize_rewards=5.0, compile=way)) for way in (True, False))
         assert compiled._engine.n_builds == 1

@@ -91,6 +91,7 @@ def test_captured_steps_follow(name: str, standin: type[GraphStandIn]) -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_compiled_steps_follow() -> None:
     eager, compiled = train(False, list(VALUES)), train(True, list(VALUES))
     assert compiled._engine.compiles

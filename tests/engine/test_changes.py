@@ -71,6 +71,7 @@ class TestHooks:
         assert standin.captured > 0
 
     @needs_compiler
+    @pytest.mark.traced
     @pytest.mark.parametrize("register", [forward_hook, backward_pre_hook, tensor_hook])
     def test_compiled_steps_fall_back(self, register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "WORTH_COMPILING", 0)

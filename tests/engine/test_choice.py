@@ -36,6 +36,7 @@ class TestChoice:
         assert "Gradient steps" not in capsys.readouterr().out
 
     @needs_compiler
+    @pytest.mark.traced
     def test_many_steps_are_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "WORTH_COMPILING", 9)
         model = make_model(learning_starts=10, batch_size=8).learn(19)

@@ -237,7 +237,6 @@ def test_what_is_added_need_not_be_a_bias(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {},
         {"value_network": True, "actor_q": "mean"},
         {"policy_kwargs": {"net_arch": [128, 128], "layer_norm": True, "dropout_rate": 0.01, "n_critics": 3}},
     ],

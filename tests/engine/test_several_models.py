@@ -7,6 +7,8 @@ that share PyTorch's and NumPy's generators do not disturb each other.
 import threading
 from typing import Any
 
+import pytest
+
 from sb3_softac import SoftAC
 from tests.helpers import RandomDiscreteEnv, assert_close, assert_same_parameters, fill_buffer, make_model, needs_compiler
 
@@ -37,6 +39,7 @@ def train_together(models: list[SoftAC]) -> list[BaseException]:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_two_threads_equal_one_after_the_other() -> None:
     together, apart, eager = ([make(seed, compile) for seed in (0, 1)] for compile in (True, True, False))
     assert train_together(together) == []
@@ -50,6 +53,7 @@ def test_two_threads_equal_one_after_the_other() -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_taking_turns_equals_one_after_the_other() -> None:
     turns, apart = ([make(seed, True) for seed in (0, 1)] for _ in range(2))
     for _ in range(4):

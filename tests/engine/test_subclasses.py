@@ -76,6 +76,7 @@ def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_a_subclass_of_the_update_is_compiled(worth_it: None) -> None:
     models = [make(Optimistic, "auto"), make(Optimistic, False), make(SoftAC, False)]
     for model in models:
@@ -99,6 +100,7 @@ def test_a_subclass_of_the_update_is_captured(standin: type[GraphStandIn]) -> No
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_an_update_that_says_no_stays_eager(worth_it: None, standin: type[GraphStandIn]) -> None:
     model = make(Counting, "auto")
     model.train(6, batch_size=32)
@@ -113,6 +115,7 @@ def test_an_update_that_says_no_stays_eager(worth_it: None, standin: type[GraphS
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_a_features_extractor_is_compiled_where_it_or_the_user_says_so(worth_it: None) -> None:
     models = {
         "silent, auto": build("auto", **net(features_extractor_class=Doubled)),
@@ -128,6 +131,7 @@ def test_a_features_extractor_is_compiled_where_it_or_the_user_says_so(worth_it:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_the_reason_names_the_module_that_does_not_say_it(worth_it: None) -> None:
     model = build("auto", **net(features_extractor_class=Doubled))
     reason = "Doubled does not say `compilable = True`; compile=True compiles it all the same"

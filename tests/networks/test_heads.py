@@ -27,6 +27,7 @@ from tests.helpers import (
     needs_compiler,
     net,
     restart_generators,
+    traced,
 )
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -239,7 +240,7 @@ class TestEveryWay:
         self.check([build(compile, **HEADS[case]) for compile in (False, "auto")], HEADS[case])
 
     @needs_compiler
-    @pytest.mark.parametrize("case", ["quantile", "categorical", "quantile, discrete"])
+    @pytest.mark.parametrize("case", ["quantile", "categorical", pytest.param("quantile, discrete", marks=traced)])
     def test_compiled(self, case: str) -> None:
         models = [build(compile, **HEADS[case]) for compile in (False, True)]
         self.check(models, HEADS[case])

@@ -238,6 +238,7 @@ class TestFastWays:
         return model
 
     @needs_compiler
+    @pytest.mark.traced
     @pytest.mark.parametrize("value_network", [False, True])
     def test_compiled_steps_read_the_statistics(self, value_network: bool) -> None:
         options: dict[str, Any] = {"normalize_observations": True, "value_network": value_network}

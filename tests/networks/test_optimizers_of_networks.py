@@ -23,6 +23,7 @@ from tests.helpers import (
     net,
     quick_model,
     restart_generators,
+    traced,
 )
 
 MIXED: dict[str, Any] = {
@@ -62,7 +63,7 @@ def test_what_is_the_same_for_all_stays_so() -> None:
     assert kinds(make_model(**net(optimizer_kwargs={}))) == kinds(make_model())
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=traced)])
 def test_first_steps_in_closed_form(compile: bool) -> None:
     """By hand, with the gradient g: Adam's averages are (1 − β₁)g and (1 − β₂)g², AdamW's step −λwθ − λ·sign g."""
     options = {"optimizer_class": {"pi": th.optim.AdamW}, "optimizer_kwargs": MIXED["optimizer_kwargs"] | {}}
@@ -96,6 +97,7 @@ def test_weight_decay_takes_biases_too() -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_compiled_equals_eager() -> None:
     models = [build(compile, value_network=True, **net(**MIXED)) for compile in (True, False)]
     for model in models:

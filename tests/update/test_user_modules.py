@@ -88,6 +88,7 @@ def test_replaced_critics_get_an_optimizer_and_train() -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 def test_dropout_follows_its_rate_and_mode_compiled() -> None:
     def train(compile: bool) -> dict[str, th.Tensor]:
         model = quick_model(learning_starts=40, seed=0, compile=compile, policy_kwargs={"net_arch": [32], "dropout_rate": 0.3})
@@ -123,6 +124,7 @@ def test_activations_may_be_partials() -> None:
 
 
 @needs_compiler
+@pytest.mark.traced
 @pytest.mark.parametrize("space", ["image", "dict"])
 def test_images_are_compiled(space: str) -> None:
     env: gym.Env[Any, Any] = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=False)

@@ -1,0 +1,29 @@
+"""A compiler that generates no code: PyTorch traces the step to one graph, and runs that by its own kernels.
+
+It takes a quarter of the time. Tests of what a graph holds, and of when another is built, use it (the mark ``traced``); tests
+of the numbers that generated code computes do not. With ``SB3_SOFTAC_GENERATE=1`` code is generated in the former, too.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch as th
+from torch._dynamo.backends.debugging import aot_eager
+
+compile_and_generate = th.compile
+
+
+def trace(function: Callable[..., Any], *, options: dict[str, Any], **how: Any) -> Callable[..., Any]:
+    """In place of ``torch.compile``."""
+    return compile_and_generate(function, backend=_backend, options={"guard_filter_fn": options["guard_filter_fn"]}, **how)
+
+
+def _backend(graph: th.fx.GraphModule, inputs: Any, **_: Any) -> Any:
+    return aot_eager(graph, inputs)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("SB3_SOFTAC_GENERATE") != "1":
+        monkeypatch.setattr(th, "compile", trace)
