@@ -121,7 +121,7 @@ def test_every_logged_metric_is_explained(tmp_path: Path) -> None:
         (SoftQL, "Pendulum-v1", {}),
     ]
     for owner, env, extra in cases:
-        model = owner("MlpPolicy", env, **{"learning_starts": 10, "policy_kwargs": {"net_arch": [8]}} | extra)
+        model = owner("MlpPolicy", env, **{"learning_starts": 10, "train_freq": 8, "policy_kwargs": {"net_arch": [8]}} | extra)
         logger = configure(str(tmp_path), ["csv"])
         model.set_logger(logger)
         model.learn(410, log_interval=1)
