@@ -7,6 +7,7 @@ import pytest
 import torch as th
 
 from tests import traced
+from tests.helpers import MISSING
 from tests.postgres import database, server
 
 __all__ = ["database", "server"]
@@ -17,6 +18,8 @@ th.set_num_threads(1)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not th.cuda.is_available():
         pytest.skip("needs a GPU")
+    if item.get_closest_marker("traced") and MISSING is not None:
+        pytest.skip(f"compiling needs {MISSING}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """What several tests share: filled replay buffers, injected noise, small models."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -19,11 +19,14 @@ from sb3_softac.update import ActorCriticUpdate
 OBS_DIM, ACTION_DIM = 4, 2
 MISSING = missing_for_compilation(th.device("cpu"))
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=f"compiling needs {MISSING}")
-#: marks of a test that traces compiled steps and has no code generated for them
-traced = [needs_compiler, pytest.mark.traced]
 #: values of `compile` for a test of what a step does, not of the code that is generated for it
-BOTH_WAYS = [False, pytest.param(True, marks=traced)]
+BOTH_WAYS = [False, pytest.param(True, marks=pytest.mark.traced)]
 SMALL: dict[str, Any] = {"net_arch": [16, 16]}
+
+
+def traced_except(generated: Collection[str], cases: Iterable[str]) -> list[Any]:
+    """The cases of a test of compiled steps: code is generated for some of them, and the others are traced."""
+    return [case if case in generated else pytest.param(case, marks=pytest.mark.traced) for case in cases]
 
 
 class RandomEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):

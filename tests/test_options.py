@@ -18,7 +18,6 @@ from tests.helpers import (
     fill_buffer,
     logged,
     make_model,
-    needs_compiler,
     parameters_of,
     quick_model,
 )
@@ -107,7 +106,6 @@ def test_a_change_equals_a_model_that_was_constructed_so(change: str) -> None:
     assert not same_parameters(model, unchanged)
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_compiled_steps_follow_the_numbers_as_eager_ones_do() -> None:
     """All at once, between two ``train()``: without a new compilation, and with the same results."""

@@ -26,7 +26,6 @@ from tests.helpers import (
     build,
     logged,
     make_model,
-    needs_compiler,
     net,
     quick_model,
     restart_generators,
@@ -232,7 +231,6 @@ def test_optimizers_of_any_kind_start_again(kind: Any) -> None:
 # --- compiled, captured ------------------------------------------------------------------------------------------------
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_a_compiled_step_goes_on() -> None:
     """More resets than builds are allowed, and one build."""

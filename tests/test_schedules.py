@@ -22,7 +22,7 @@ from sb3_softac.schedules import (
     warm_up_of,
 )
 from tests.files.resume_runs import Stop, Stopped
-from tests.helpers import RandomEnv, assert_same_parameters, needs_compiler, quick_model
+from tests.helpers import RandomEnv, assert_same_parameters, quick_model
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,6 @@ def test_a_warm_up_goes_on_after_resume(tmp_path: Path) -> None:
     assert_same_parameters(model, expected)
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_a_compiled_step_follows_it() -> None:
     """One build: the learning rate is a tensor."""

@@ -10,18 +10,13 @@ from typing import Any
 
 import pytest
 import torch as th
-from torch._dynamo.backends.debugging import aot_eager
 
 compile_and_generate = th.compile
 
 
 def trace(function: Callable[..., Any], *, options: dict[str, Any], **how: Any) -> Callable[..., Any]:
     """In place of ``torch.compile``."""
-    return compile_and_generate(function, backend=_backend, options={"guard_filter_fn": options["guard_filter_fn"]}, **how)
-
-
-def _backend(graph: th.fx.GraphModule, inputs: Any, **_: Any) -> Any:
-    return aot_eager(graph, inputs)
+    return compile_and_generate(function, backend="aot_eager", options={"guard_filter_fn": options["guard_filter_fn"]}, **how)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

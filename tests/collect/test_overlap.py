@@ -17,7 +17,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from sb3_softac import SoftAC, SoftQL, TensorReplayBuffer, TrainingDivergedError
 from sb3_softac.collect.overlap import share, warn_of_no_overlap
 from sb3_softac.update import ActorCriticUpdate
-from tests.helpers import RandomDiscreteEnv, RandomEnv, assert_same_parameters, quick_model, traced
+from tests.helpers import RandomDiscreteEnv, RandomEnv, assert_same_parameters, quick_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -130,7 +130,7 @@ def test_processes_learn_what_one_process_does(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "compile"), [(SoftAC, False), (SoftQL, False), pytest.param(SoftAC, True, marks=traced)]
+    ("algorithm", "compile"), [(SoftAC, False), (SoftQL, False), pytest.param(SoftAC, True, marks=pytest.mark.traced)]
 )
 def test_as_many_gradient_steps_as_without(compile: bool, algorithm: Any) -> None:
     counts = []

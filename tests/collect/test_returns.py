@@ -26,7 +26,6 @@ from tests.helpers import (
     fill_buffer,
     logged,
     make_model,
-    needs_compiler,
     parameters_of,
     quick_model,
     restart_generators,
@@ -207,7 +206,6 @@ class TestTheStep:
         assert divisors[2] > 20.0 * divisors[0]
         return model
 
-    @needs_compiler
     @pytest.mark.traced
     def test_compiled_steps_read_it(self) -> None:
         compiled, eager = (self.moving(make_model(normalize_rewards=5.0, compile=way)) for way in (True, False))

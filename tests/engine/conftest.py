@@ -6,7 +6,6 @@ import pytest
 
 from tests import graph_standin
 from tests.graph_standin import GraphStandIn
-from tests.helpers import traced
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> type[GraphStandIn]:
     return GraphStandIn
 
 
-@pytest.fixture(params=["captured", pytest.param("compiled", marks=traced)])
+@pytest.fixture(params=["captured", pytest.param("compiled", marks=pytest.mark.traced)])
 def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A value of ``compile`` for each fast way."""
     if request.param == "compiled":

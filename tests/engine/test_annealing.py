@@ -10,7 +10,7 @@ import pytest
 from sb3_softac import SoftAC
 from sb3_softac.networks.ensemble import Dropout
 from tests.graph_standin import GraphStandIn
-from tests.helpers import assert_close, assert_same_parameters, build, needs_compiler, net, parameters_of, restart_generators
+from tests.helpers import assert_close, assert_same_parameters, build, net, parameters_of, restart_generators
 
 #: every number at once
 OPTIONS: dict[str, Any] = {
@@ -90,7 +90,6 @@ def test_captured_steps_follow(name: str, standin: type[GraphStandIn]) -> None:
     assert any(not left.equal(right) for (_, left), (_, right) in zip(*map(parameters_of, (eager, unchanged)), strict=True))
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_compiled_steps_follow() -> None:
     eager, compiled = train(False, list(VALUES)), train(True, list(VALUES))

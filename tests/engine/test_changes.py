@@ -10,7 +10,7 @@ from torch import nn
 from sb3_softac import SoftAC
 from sb3_softac.engine import engine
 from tests.graph_standin import GraphStandIn
-from tests.helpers import assert_close, build, needs_compiler, restart_generators
+from tests.helpers import assert_close, build, restart_generators
 
 
 def train(model: SoftAC, n_steps: int = 6) -> None:
@@ -70,7 +70,6 @@ class TestHooks:
         self.check(register, between)
         assert standin.captured > 0
 
-    @needs_compiler
     @pytest.mark.traced
     @pytest.mark.parametrize("register", [forward_hook, backward_pre_hook, tensor_hook])
     def test_compiled_steps_fall_back(self, register: Any, monkeypatch: pytest.MonkeyPatch) -> None:

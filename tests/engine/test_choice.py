@@ -35,7 +35,6 @@ class TestChoice:
         make_model(learning_starts=10).learn(20)
         assert "Gradient steps" not in capsys.readouterr().out
 
-    @needs_compiler
     @pytest.mark.traced
     def test_many_steps_are_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "WORTH_COMPILING", 9)

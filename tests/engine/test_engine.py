@@ -29,7 +29,7 @@ from tests.helpers import (
     net,
     parameters_of,
     restart_generators,
-    traced,
+    traced_except,
 )
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -121,7 +121,7 @@ class TestSameNumbers:
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-4, abs=1e-5)
 
     @needs_compiler
-    @pytest.mark.parametrize("case", [case if case in GENERATED else pytest.param(case, marks=traced) for case in COMPILED])
+    @pytest.mark.parametrize("case", traced_except(GENERATED, COMPILED))
     def test_compiled(self, case: str) -> None:
         models = [build(compile, **COMPILED[case]) for compile in (False, True)]
         for model in models:
@@ -168,7 +168,6 @@ class TestLearningRates:
         assert standin.captured == 1
         assert_close(self.train(False), model)
 
-    @needs_compiler
     @pytest.mark.traced
     def test_compiled(self) -> None:
         model = self.train(True)

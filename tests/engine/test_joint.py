@@ -26,7 +26,7 @@ from tests.helpers import (
     needs_compiler,
     net,
     restart_generators,
-    traced,
+    traced_except,
 )
 
 
@@ -68,10 +68,7 @@ def test_captured(case: str, standin: type[GraphStandIn]) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "case",
-    ["renorm", *(pytest.param(case, marks=traced) for case in ("plain, delayed", "discrete, quantile", "with targets"))],
-)
+@pytest.mark.parametrize("case", traced_except(["renorm"], ["renorm", "plain, delayed", "discrete, quantile", "with targets"]))
 def test_compiled(case: str) -> None:
     models = [build(compile, **JOINT[case]) for compile in (False, True)]
     assert_train_alike(models)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sb3_softac import SoftAC
-from tests.helpers import RandomDiscreteEnv, assert_close, assert_same_parameters, fill_buffer, make_model, needs_compiler
+from tests.helpers import RandomDiscreteEnv, assert_close, assert_same_parameters, fill_buffer, make_model
 
 
 def make(seed: int, compile: Any) -> SoftAC:
@@ -38,7 +38,6 @@ def train_together(models: list[SoftAC]) -> list[BaseException]:
     return errors
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_two_threads_equal_one_after_the_other() -> None:
     together, apart, eager = ([make(seed, compile) for seed in (0, 1)] for compile in (True, True, False))
@@ -52,7 +51,6 @@ def test_two_threads_equal_one_after_the_other() -> None:
         assert_close(threaded, reference)
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_taking_turns_equals_one_after_the_other() -> None:
     turns, apart = ([make(seed, True) for seed in (0, 1)] for _ in range(2))

@@ -21,7 +21,7 @@ from tests.helpers import (
     net,
     parameters_of,
     restart_generators,
-    traced,
+    traced_except,
 )
 
 CASES: dict[str, dict[str, Any]] = {
@@ -99,7 +99,7 @@ class TestSameNumbers:
         assert metrics(models[1]) == pytest.approx(metrics(models[0]), rel=1e-3, abs=1e-4)
 
     @needs_compiler
-    @pytest.mark.parametrize("case", [case if case == "defaults" else pytest.param(case, marks=traced) for case in COMPILED])
+    @pytest.mark.parametrize("case", traced_except(["defaults"], COMPILED))
     def test_compiled(self, case: str) -> None:
         models = [build(compile, **COMPILED[case]) for compile in (False, True)]
         for model in models:

@@ -14,7 +14,7 @@ from sb3_softac import SoftAC
 from sb3_softac.engine import engine
 from sb3_softac.update import ActorCriticUpdate
 from tests.graph_standin import GraphStandIn
-from tests.helpers import SMALL, RandomEnv, assert_close, build, fill_buffer, logged, needs_compiler, net, restart_generators
+from tests.helpers import SMALL, RandomEnv, assert_close, build, fill_buffer, logged, net, restart_generators
 
 
 class OptimisticUpdate(ActorCriticUpdate):
@@ -75,7 +75,6 @@ def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WORTH_COMPILING", 0)
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_a_subclass_of_the_update_is_compiled(worth_it: None) -> None:
     models = [make(Optimistic, "auto"), make(Optimistic, False), make(SoftAC, False)]
@@ -99,7 +98,6 @@ def test_a_subclass_of_the_update_is_captured(standin: type[GraphStandIn]) -> No
     assert_close(models[0], models[1])
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_an_update_that_says_no_stays_eager(worth_it: None, standin: type[GraphStandIn]) -> None:
     model = make(Counting, "auto")
@@ -114,7 +112,6 @@ def test_an_update_that_says_no_stays_eager(worth_it: None, standin: type[GraphS
     assert model._engine.compiles
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_a_features_extractor_is_compiled_where_it_or_the_user_says_so(worth_it: None) -> None:
     models = {
@@ -130,7 +127,6 @@ def test_a_features_extractor_is_compiled_where_it_or_the_user_says_so(worth_it:
     assert [model._engine.compiles for model in models.values()] == [False, True, True, False]
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_the_reason_names_the_module_that_does_not_say_it(worth_it: None) -> None:
     model = build("auto", **net(features_extractor_class=Doubled))

@@ -27,7 +27,7 @@ from tests.helpers import (
     needs_compiler,
     net,
     restart_generators,
-    traced,
+    traced_except,
 )
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -240,7 +240,9 @@ class TestEveryWay:
         self.check([build(compile, **HEADS[case]) for compile in (False, "auto")], HEADS[case])
 
     @needs_compiler
-    @pytest.mark.parametrize("case", ["quantile", "categorical", pytest.param("quantile, discrete", marks=traced)])
+    @pytest.mark.parametrize(
+        "case", traced_except(["quantile", "categorical"], ["quantile", "categorical", "quantile, discrete"])
+    )
     def test_compiled(self, case: str) -> None:
         models = [build(compile, **HEADS[case]) for compile in (False, True)]
         self.check(models, HEADS[case])

@@ -38,7 +38,6 @@ from tests.helpers import (
     assert_same_parameters,
     fill_buffer,
     make_model,
-    needs_compiler,
     net,
     quick_model,
     restart_generators,
@@ -237,7 +236,6 @@ class TestFastWays:
             model.train(2, batch_size=32)
         return model
 
-    @needs_compiler
     @pytest.mark.traced
     @pytest.mark.parametrize("value_network", [False, True])
     def test_compiled_steps_read_the_statistics(self, value_network: bool) -> None:

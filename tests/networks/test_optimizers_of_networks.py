@@ -19,11 +19,9 @@ from tests.helpers import (
     assert_same_parameters,
     build,
     make_model,
-    needs_compiler,
     net,
     quick_model,
     restart_generators,
-    traced,
 )
 
 MIXED: dict[str, Any] = {
@@ -63,7 +61,7 @@ def test_what_is_the_same_for_all_stays_so() -> None:
     assert kinds(make_model(**net(optimizer_kwargs={}))) == kinds(make_model())
 
 
-@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=traced)])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.traced)])
 def test_first_steps_in_closed_form(compile: bool) -> None:
     """By hand, with the gradient g: Adam's averages are (1 − β₁)g and (1 − β₂)g², AdamW's step −λwθ − λ·sign g."""
     options = {"optimizer_class": {"pi": th.optim.AdamW}, "optimizer_kwargs": MIXED["optimizer_kwargs"] | {}}
@@ -96,7 +94,6 @@ def test_weight_decay_takes_biases_too() -> None:
     assert all(group["weight_decay"] == 1.0 for group in model.critic.optimizer.param_groups)
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_compiled_equals_eager() -> None:
     models = [build(compile, value_network=True, **net(**MIXED)) for compile in (True, False)]

@@ -14,7 +14,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from tests.helpers import BOTH_WAYS, needs_compiler, quick_model
+from tests.helpers import BOTH_WAYS, quick_model
 
 
 class Frozen(BaseFeaturesExtractor):
@@ -87,7 +87,6 @@ def test_replaced_critics_get_an_optimizer_and_train() -> None:
     assert not any(map(th.equal, before, model.critic.parameters()))
 
 
-@needs_compiler
 @pytest.mark.traced
 def test_dropout_follows_its_rate_and_mode_compiled() -> None:
     def train(compile: bool) -> dict[str, th.Tensor]:
@@ -123,7 +122,6 @@ def test_activations_may_be_partials() -> None:
     assert model._n_updates == 10
 
 
-@needs_compiler
 @pytest.mark.traced
 @pytest.mark.parametrize("space", ["image", "dict"])
 def test_images_are_compiled(space: str) -> None:
