@@ -92,6 +92,8 @@ def parts_of(case: Case, way: str) -> list[str]:
     if case.kind == "act":
         return ["direct acting"]
     left_out = ALWAYS_COMPILED if way.endswith("compiled") else set()
+    if not uses_onednn():
+        left_out = left_out | {"oneDNN products"}
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
 
 

@@ -13,6 +13,7 @@ it. Returns are read from docs/returns*.csv (ours) and docs/published-returns.cs
 import csv
 import functools
 import inspect
+import json
 import re
 import warnings
 from collections import defaultdict
@@ -38,7 +39,13 @@ PUBLISHED = {
     "flashsac": "FlashSAC UTD 1",
 }
 #: our variants, as benchmarks/returns.py names them
-OURS = {"crossq_small": "CROSSQ_SMALL", "tqc": "TQC", "softqlearning": "SoftQL published"}
+OURS = {
+    "tqc": "TQC",
+    "crossq": "CROSSQ",
+    "crossq_small": "CROSSQ_SMALL",
+    "crossq_paper": "crossq_paper",
+    "softqlearning": "SoftQL published",
+}
 STEPS = (100_000, 1_000_000)
 FIGURES = "[published-returns.csv](../published-returns.csv)"
 N_TRANSITIONS, BATCH = 64, 4
@@ -178,11 +185,11 @@ def published(label: str, step: int) -> dict[str, str]:
 
 @functools.cache
 def ours(variant: str) -> dict[tuple[str, int], list[float]]:
-    """Our measured returns of a variant: one for each seed, by task and steps."""
+    """Our measured returns of a variant in float32: one for each seed, by task and steps."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for path in sorted(DOCS.glob("returns*.csv")):
         for row in read(path):
-            if row["variant"] == variant and "settings" in row:
+            if row["variant"] == variant and "settings" in row and "precision" not in json.loads(row["settings"]):
                 found[row["env"], int(row["steps"])].append(float(row["return"]))
     return dict(found)
 

@@ -275,7 +275,7 @@ class SoftAlgorithm(DistributedAlgorithm):
         for names, values in steps:
             rows.setdefault(names, []).append(values)
         runtime = self._runtime
-        sums = {names: th.stack(values).sum(dim=0) for names, values in rows.items()}
+        sums = {names: th.stack(values).sum(dim=0) if len(values) > 1 else values[0] for names, values in rows.items()}
         if runtime.group is not None:
             sums = {names: runtime.group.mean(total) for names, total in sums.items()}
         runtime.unread_metrics = [(names, AsyncMetrics(total), len(rows[names])) for names, total in sums.items()]

@@ -30,16 +30,15 @@ def test_every_part_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None
     assert replaced == names
 
 
-def test_parts_are_measured_where_they_matter() -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_parts_are_measured_where_they_matter(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's products only on a processor for which they are chosen."""
+    monkeypatch.setattr(ablation, "uses_onednn", lambda: fast)
+    onednn = ["oneDNN products"] * fast
     by_name = {f"{case.name}, {way}": ablation.parts_of(case, way) for case, way in ablation.cases()}
-    assert by_name["2x256, 1 thread, SoftAC eager"] == [
-        "oneDNN products",
-        "kept memory",
-        "block sampling",
-        "tensor optimizers",
-    ]
+    assert by_name["2x256, 1 thread, SoftAC eager"] == [*onednn, "kept memory", "block sampling", "tensor optimizers"]
     compiled = by_name["learn, 8 environments, 2 threads, SoftAC compiled"]
-    assert compiled == ["oneDNN products", "kept memory", "direct acting", "block sampling"]
+    assert compiled == [*onednn, "kept memory", "direct acting", "block sampling"]
 
 
 def test_the_interval_of_a_median() -> None:

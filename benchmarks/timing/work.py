@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 from timing.cases import Case
 from timing.models import make_model, ready
@@ -20,8 +21,9 @@ def prepare(case: Case, peer: str) -> Callable[[], int]:
         if peer == "SBX":
             import jax
 
+            wait: Any = jax.block_until_ready  # jax ships it without annotations
             states = [state for name, state in vars(model.policy).items() if name.endswith("_state")]
-            jax.block_until_ready([state.params for state in states])
+            wait([state.params for state in states])
         elif case.device == "cuda":
             import torch as th
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -143,7 +142,7 @@ class BlockSampler:
 
     @staticmethod
     def can_sample(buffer: ReplayBuffer, vec_normalize: VecNormalize | None) -> bool:
-        """Whether ``buffer`` is SB3's plain one, for a CPU or CUDA device, with floats that are no images, all unchanged."""
+        """Whether ``buffer`` is SB3's plain one, for a CPU or CUDA device, with floats, all unchanged."""
         space = buffer.observation_space
         return (
             type(buffer) is ReplayBuffer
@@ -152,8 +151,7 @@ class BlockSampler:
             and th.device(buffer.device).type in ("cpu", "cuda")
             and vec_normalize is None
             and isinstance(space, spaces.Box)
-            and np.issubdtype(space.dtype, np.floating)
-            and not is_image_space(space)
+            and np.issubdtype(space.dtype, np.floating)  # SB3 takes none of these for an image
         )
 
     def __call__(self, n_batches: int, batch_size: int) -> Iterator[Batch]:
