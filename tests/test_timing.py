@@ -41,7 +41,8 @@ def cells_of(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("name", "heading", "following"),
     [
-        ("speed", "### How fast", "### What each part"),
+        ("speed", "### How fast", "### Another processor"),
+        ("speed-zen3", "### Another processor", "### Starting"),
         ("speed-cuda", "### On a GPU", "## A standard deviation"),
     ],
 )
