@@ -60,7 +60,7 @@ def without_tensor_optimizers() -> None:
 
 #: parts by their names, with what switches each off before a model is made
 PARTS: dict[str, Callable[[], None]] = {
-    "oneDNN products": without_onednn,
+    "oneDNN matmuls": without_onednn,
     "kept memory": without_kept_memory,
     "direct acting": without_direct_acting,
     "block sampling": without_block_sampling,
@@ -93,7 +93,7 @@ def parts_of(case: Case, way: str) -> list[str]:
         return ["direct acting"]
     left_out = ALWAYS_COMPILED if way.endswith("compiled") else set()
     if not uses_onednn():
-        left_out = left_out | {"oneDNN products"}
+        left_out = left_out | {"oneDNN matmuls"}
     return [part for part in PARTS if part not in left_out and (case.kind == "learn" or part not in OF_LEARNING)]
 
 
@@ -146,7 +146,7 @@ def measure(case: Case, way: str, rounds: int, seconds: float) -> list[dict[str,
 
 
 def uses_onednn() -> bool:
-    """Whether this processor is one for which oneDNN's products are chosen."""
+    """Whether this processor is one for which oneDNN's matmuls are chosen."""
     from sb3_softac.engine import matmul
 
     return bool(matmul.ONEDNN_IS_FASTER)

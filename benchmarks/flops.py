@@ -1,4 +1,4 @@
-"""How many floating-point operations a gradient step needs: those of its matrix products, counted while it runs."""
+"""How many floating-point operations a gradient step needs: those of its matmuls, counted while it runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from sb3_softac.engine import matmul
 
 @contextlib.contextmanager
 def _counted_products() -> Iterator[None]:
-    """Let PyTorch's own products do all the work: those of oneDNN are not counted."""
+    """Let PyTorch's own matmuls do all the work: those of oneDNN are not counted."""
     before, matmul.ONEDNN_IS_FASTER = matmul.ONEDNN_IS_FASTER, False
     try:
         yield
@@ -20,9 +20,9 @@ def _counted_products() -> Iterator[None]:
 
 
 def gradient_step_flops(model: Any) -> float:
-    """Floating-point operations of the matrix products and convolutions of one gradient step, as it runs in eager mode.
+    """Floating-point operations of the matmuls and convolutions of one gradient step, as it runs in eager mode.
 
-    A product of (m, k) and (k, n) has m·k·n multiplications and as many additions. Forward each layer has one; backward one
+    A matmul of (m, k) and (k, n) has m·k·n multiplications and as many additions. Forward each layer has one; backward one
     for its weights, and one for its inputs where their gradient is needed. Elementwise operations and optimizers do not count,
     nor does an ensemble's layer with a single output, which multiplies and sums.
 

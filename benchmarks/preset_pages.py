@@ -6,7 +6,7 @@ writes them into docs/presets/*.md and docs/choosing.md, between a line ``<!-- N
 else on these pages is written by hand. tests/test_guides.py fails where a page is not as this script would write it.
 
 Parameters and memory are those of a model with the spaces of HalfCheetah-v5 (17 observations, 6 actions). Floating-point
-operations are counted while a gradient step runs (flops.py), on a small batch, since those of all products are proportional to
+operations are counted while a gradient step runs (flops.py), on a small batch, since those of all matmuls are proportional to
 it. Returns are read from docs/returns*.csv (ours) and docs/published-returns.csv.
 """
 
@@ -231,7 +231,7 @@ def page_cost(name: str) -> str:
     parts = ", ".join(f"{part} {of[part]:,.0f}" for part in ("actor", "critics", "value", "targets") if of[part])
     often = updates_per_step(name)
     steps = "1 gradient step" if often == 1 else f"{text(often)} gradient steps"
-    operations = f"{text(of['mflop'])} MFLOP in the matrix products of a gradient step"
+    operations = f"{text(of['mflop'])} MFLOP in the matmuls of a gradient step"
     return (
         f"With the spaces of HalfCheetah-v5: {operations}, {steps} per environment step. "
         f"Parameters: {parts}. A full replay buffer takes {of['replay'] / 1e6:,.0f} MB."

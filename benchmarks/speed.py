@@ -17,7 +17,7 @@ one case.
     python benchmarks/speed.py --flops --only tqc crossq --peers "SoftAC eager"
 
 --flops counts the floating-point operations of a gradient step for each preset, and prints how many times longer it takes
-than they would at the speed of a product of two 1024 x 1024 matrices. --only and --peers choose presets, and eager or compiled
+than they would at the speed of a matmul of two 1024 x 1024 matrices. --only and --peers choose presets, and eager or compiled
 steps.
 """
 

@@ -258,7 +258,7 @@ class ConfiguredAlgorithm(SavedAlgorithm):
         others = {parameter.dtype for parameter in self.policy.parameters()} - {th.float32}
         if self.precision != "float32" and others:
             raise ValueError(
-                f"`precision` is {self.precision!r}, but it must be 'float32' with weights of {others.pop()}: products of "
+                f"`precision` is {self.precision!r}, but it must be 'float32' with weights of {others.pop()}: matmuls of "
                 "float32 factors are rounded to it."
             )
 

@@ -219,7 +219,7 @@ class DistributedAlgorithm(TemperedAlgorithm):
         """As described there; with all processes that torchrun has started, if there are several.
 
         So go on a run of several ranks, and a run of one process whose ``distributed`` was True, or where ``distributed`` is
-        passed here, which takes effect. With another number of ranks than before replay buffers are dealt out anew.
+        passed here, which takes effect. With another number of ranks than before replay buffers are redistributed.
         """
         said = "distributed" in expected
         asked = check_distributed(expected.pop("distributed", None))

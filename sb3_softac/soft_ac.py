@@ -117,8 +117,8 @@ class SoftAC(SoftAlgorithm):
     :param normalize_rewards: G_max > 0: divide rewards in the critics' targets by the standard deviation of the discounted
         return G, and by no less than max|G|/G_max (SimbaV2, 2502.15280); None for rewards as they are
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
-    :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
-        AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
+    :param precision: of large matmuls in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
+        AVX512-BF16 or AMX and on GPUs; weights, optimizer states, targets and losses stay float32
     :param overlap: do the gradient steps of a rollout while the environments take the steps of the next one, in other
         processes (``SubprocVecEnv``); the policy that acts lags by one rollout
     :param compile: compile the gradient step: True, False, or ``"auto"`` where the gradient steps that were done in this

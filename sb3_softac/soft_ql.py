@@ -97,8 +97,8 @@ class SoftQL(SoftAlgorithm):
     :param random_steps: uniformly random environment steps at the start; None for ``learning_starts``
     :param reward_scale: factor k on every reward in the critics' targets: the temperature as published is 1/k
     :param max_grad_norm: clip each network's gradient to this Euclidean norm
-    :param precision: of large matrix products in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
-        AVX512-BF16 or AMX and on GPUs; weights, moments, targets and losses stay float32
+    :param precision: of large matmuls in gradient steps: ``"float32"``, or ``"bfloat16"`` on processors with
+        AVX512-BF16 or AMX and on GPUs; weights, optimizer states, targets and losses stay float32
     :param overlap: do the gradient steps of a rollout while the environments take the steps of the next one, in other
         processes (``SubprocVecEnv``); the policy that acts lags by one rollout
     :param compile: compile the gradient step, as in ``SoftAC``

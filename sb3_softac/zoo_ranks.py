@@ -53,7 +53,7 @@ class _Process:
     """What has been changed in this process."""
 
     entered = False
-    #: what stands in place of ``sys.stderr`` while the command line is parsed
+    #: what stands instead of ``sys.stderr`` while the command line is parsed
     heard: io.StringIO | None = None
 
 

@@ -206,7 +206,7 @@ class Run:
             th.set_num_threads(n_threads)
 
     def keep_monitor_files(self, manager: Any) -> None:
-        """Let the environments write on to the files of their episodes, which RL Zoo would begin anew."""
+        """Let the environments write on to the files of their episodes, which RL Zoo would begin again."""
         has_success = manager.is_robotics_env(manager.env_name.gym_id) or (
             "parking-v0" in manager.env_name.gym_id and not manager.monitor_kwargs
         )

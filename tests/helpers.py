@@ -105,7 +105,7 @@ class RandomDiscreteEnv(RandomEnv):
 
 
 class InjectedNoise:
-    """Standard normal noise from a generator of its own, in place of PyTorch's, for SB3's distributions and for ours.
+    """Standard normal noise from a generator of its own, instead of PyTorch's, for SB3's distributions and for ours.
 
     :param bound: draws are clipped to ±bound
     """

@@ -32,9 +32,9 @@ def test_every_part_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_parts_are_measured_where_they_matter(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's products only on a processor for which they are chosen."""
+    """oneDNN's matmuls only on a processor for which they are chosen."""
     monkeypatch.setattr(ablation, "uses_onednn", lambda: fast)
-    onednn = ["oneDNN products"] * fast
+    onednn = ["oneDNN matmuls"] * fast
     by_name = {f"{case.name}, {way}": ablation.parts_of(case, way) for case, way in ablation.cases()}
     assert by_name["2x256, 1 thread, SoftAC eager"] == [*onednn, "kept memory", "block sampling", "tensor optimizers"]
     compiled = by_name["learn, 8 environments, 2 threads, SoftAC compiled"]

@@ -1,4 +1,4 @@
-"""What benchmarks/flops.py counts, against products that are counted by hand."""
+"""What benchmarks/flops.py counts, against matmuls that are counted by hand."""
 
 import itertools
 import sys
@@ -25,7 +25,7 @@ def forward(*units: int) -> int:
 
 
 CRITIC = forward(OBS_DIM + ACTION_DIM, WIDTH, WIDTH, 1)
-#: of ours: a single output is a sum, and no matrix product
+#: of ours: a single output is a sum, and no matmul
 OWN_CRITIC = forward(OBS_DIM + ACTION_DIM, WIDTH, WIDTH)
 QUANTILES = forward(OBS_DIM + ACTION_DIM, WIDTH, WIDTH, 25)
 CRITIC_FIRST = forward(OBS_DIM + ACTION_DIM, WIDTH)
@@ -36,7 +36,7 @@ ACTOR_FIRST = forward(OBS_DIM, WIDTH)
 def of_sac(critic: int, with_useless: bool = False) -> int:
     """Two critics: values with their gradient, targets, and the actor's loss, which needs the inputs of all layers.
 
-    Forward, weights and inputs are three products for each layer; the first layer's inputs need no gradient.
+    Forward, weights and inputs are three matmuls for each layer; the first layer's inputs need no gradient.
 
     :param critic: one of them forward
     :param with_useless: in the actor's loss the weights of the critics get gradients, too, which nobody needs

@@ -15,7 +15,7 @@ compile_and_generate = th.compile
 
 
 def trace(function: Callable[..., Any], *, options: dict[str, Any], **how: Any) -> Callable[..., Any]:
-    """In place of ``torch.compile``."""
+    """Instead of ``torch.compile``."""
     return compile_and_generate(function, backend="aot_eager", options={"guard_filter_fn": options["guard_filter_fn"]}, **how)
 
 

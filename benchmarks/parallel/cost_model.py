@@ -1,7 +1,7 @@
 """What a gradient step of several ranks takes: formulas fitted to measurements, and what they say of other machines.
 
 A step of one rank takes ``base + per_product·P·B + per_parameter·P`` seconds, with P trained parameters and a batch of B:
-fixed costs, products of matrices, and optimizers. A mean of n numbers over R ranks goes around a ring, as gloo does it, in
+fixed costs, matmuls, and optimizers. A mean of n numbers over R ranks goes around a ring, as gloo does it, in
 2(R − 1) rounds of n/R numbers: ``per_message + per_hop·(R − 1) + per_number·2n(R − 1)/R``. Where there are fewer cores than
 ranks, these wait for each other: both terms are multiplied by R/cores. A single number does not need all the rounds, and has
 coefficients of its own. All are fitted by least squares of relative errors, with coefficients that are not negative.

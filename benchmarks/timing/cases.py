@@ -38,7 +38,7 @@ class Case:
 
     @property
     def flop(self) -> float:
-        """Floating-point operations of the matrix products of one gradient step of SAC, or of soft Q-learning.
+        """Floating-point operations of the matmuls of one gradient step of SAC, or of soft Q-learning.
 
         Critics: targets, values of the batch, values of the policy's actions forward; weights and hidden layers backward for
         the critic loss, all layers' inputs for the actor loss. Actor: both states forward, weights and hidden layers backward.

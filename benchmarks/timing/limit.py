@@ -11,14 +11,14 @@ from flops import gradient_step_flops  # benchmarks/flops.py
 from timing.cases import CONTRIB_PRESETS, Case
 from timing.models import make_model, ready
 
-#: square products, and how often each is repeated
+#: square matmuls, and how often each is repeated
 GEMM_SIZES = ((256, 50), (512, 8), (1024, 2))
 
 
 def gemm_rate(threads: int, device: str, sizes: tuple[tuple[int, int], ...] = GEMM_SIZES) -> float:
-    """The highest FLOP/s of square float32 products that can be seen, by PyTorch's own product or oneDNN's.
+    """The highest FLOP/s of square float32 matmuls that can be seen, by PyTorch's own matmul or oneDNN's.
 
-    On a GPU the products have one size, 4096.
+    On a GPU the matmuls have one size, 4096.
     """
     import torch as th
 
@@ -34,13 +34,13 @@ def gemm_rate(threads: int, device: str, sizes: tuple[tuple[int, int], ...] = GE
             th.cuda.synchronize()
             best = max(best, 4 * 2.0 * 4096**3 / (time.perf_counter() - start))
         return best
-    products: list[Callable[[Any, Any], Any]] = [th.mm]
+    matmuls: list[Callable[[Any, Any], Any]] = [th.mm]
     has_onednn: Any = th.backends.mkldnn.is_available  # torch ships it without annotations
     if has_onednn():
-        products.append(lambda left, right: th.ops.mkldnn._linear_pointwise.default(left, right, None, "none", [], ""))
+        matmuls.append(lambda left, right: th.ops.mkldnn._linear_pointwise.default(left, right, None, "none", [], ""))
     for size, repetitions in sizes:
         left, right = th.randn(size, size), th.randn(size, size)
-        for multiply, _ in itertools.product(products, range(8)):
+        for multiply, _ in itertools.product(matmuls, range(8)):
             start = time.perf_counter()
             for _ in range(repetitions):
                 multiply(left, right)

@@ -24,7 +24,7 @@ def seconds_per_step(model: Any, at_least: float) -> float:
 def flops_row(name: str, ways: list[str], threads: int, rounds: int, seconds: float) -> str:
     """One preset: its floating-point operations, and how long a gradient step takes beside them, as a row of Markdown.
 
-    The product of matrices and all ways take turns; times are medians, and the product's speed is the highest.
+    The matmul and all ways take turns; times are medians, and the matmul's speed is the highest.
     """
     flop = gradient_step_flops(make_preset_model(name, compile=False))
     models = {way: make_preset_model(name, compile=way.endswith("compiled")) for way in ways}
@@ -51,7 +51,7 @@ def print_flops(chosen: list[str], ways: list[str], threads: int, rounds: int, s
     ]
     columns = " | ".join(f"{way.rpartition(' ')[2]}, ms | / limit" for way in ways)
     print(f"{machine('cpu')}, {threads} threads\n")
-    print(f"| preset | MFLOP per gradient step | 1024³ product, GFLOP/s | limit, ms | {columns} |")
+    print(f"| preset | MFLOP per gradient step | 1024³ matmul, GFLOP/s | limit, ms | {columns} |")
     print("|---" * (4 + 2 * len(ways)) + "|", flush=True)
     for name in names:
         print(flops_row(name, ways, threads, rounds, seconds), flush=True)

@@ -171,12 +171,12 @@ def replace_large_products(graph: th.fx.Graph) -> None:
             if added is not None and is_bias:
                 bias = graph.call_function(aten.view.default, (added, [-1]))
                 bias.meta["val"] = added.meta["val"].view(-1)
-            product = graph.call_function(th.ops.sb3_softac.linear.default, (left, transposed, bias))
-            product.meta["val"] = node.meta["val"]
+            matmul = graph.call_function(th.ops.sb3_softac.linear.default, (left, transposed, bias))
+            matmul.meta["val"] = node.meta["val"]
             if added is not None and not is_bias:
-                product = graph.call_function(aten.add.Tensor, (product, added))
-                product.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(product)
+                matmul = graph.call_function(aten.add.Tensor, (matmul, added))
+                matmul.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(matmul)
         graph.erase_node(node)
 
 

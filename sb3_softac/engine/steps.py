@@ -46,7 +46,7 @@ class Update(Protocol):
 
     @property
     def precision(self) -> precision.Precision:
-        """Of its large matrix products."""
+        """Of its large matmuls."""
 
     def modules(self) -> Sequence[nn.Module]:
         """Everything with weights that it reads or writes."""
@@ -84,14 +84,14 @@ def call(update: Update, batch: Any, noise: Any, flags: UpdateFlags, numbers: An
 
 
 def products_pass(update: Update) -> Any:
-    """What replaces matrix products in the graph of a compiled step, or None.
+    """What replaces matmuls in the graph of a compiled step, or None.
 
-    :raises RuntimeError: this PyTorch takes no such pass, and products were to have another precision
+    :raises RuntimeError: this PyTorch takes no such pass, and matmuls were to have another precision
     """
     if update.precision != "float32":
         replacement = torch_internals.graph_pass(precision.lower_products, precision.__file__)
         if replacement is None:
-            raise RuntimeError(f"PyTorch {th.__version__} takes no pass that would lower the precision of products")
+            raise RuntimeError(f"PyTorch {th.__version__} takes no pass that would lower the precision of matmuls")
         return replacement
     on_cpu = update.device.type == "cpu"
     return matmul.large_products_pass() if on_cpu and matmul.ONEDNN_IS_FASTER else None

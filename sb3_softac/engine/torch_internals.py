@@ -153,7 +153,7 @@ def functional_adam() -> Callable[..., None] | None:
 
 
 def _dispatch_mode() -> Any:
-    return _private("utils._python_dispatch.TorchDispatchMode", "no products in bfloat16")
+    return _private("utils._python_dispatch.TorchDispatchMode", "no matmuls in bfloat16")
 
 
 def can_intercept() -> bool:
@@ -173,8 +173,8 @@ def intercepting(call: Callable[[Any, Any, Any], Any]) -> AbstractContextManager
 
 def has_bfloat16_instructions() -> bool:
     """Whether this processor multiplies bfloat16 numbers; others would do so in float32, slowly."""
-    avx512: Any = _private("cpu._is_avx512_bf16_supported", "no products in bfloat16")
-    amx: Any = _private("cpu._is_amx_tile_supported", "no products in bfloat16")
+    avx512: Any = _private("cpu._is_avx512_bf16_supported", "no matmuls in bfloat16")
+    amx: Any = _private("cpu._is_amx_tile_supported", "no matmuls in bfloat16")
     return any(asked is not None and asked() for asked in (avx512, amx))
 
 

@@ -200,7 +200,7 @@ def resume(
     expected: dict[str, Any],
     group: Group | None,
 ) -> Any:
-    """See ``SavedAlgorithm.resume``; with another number of ranks replay buffers are dealt out anew.
+    """See ``SavedAlgorithm.resume``; with another number of ranks replay buffers are redistributed.
 
     :param group: the ranks that go on, None for one process
     """
@@ -238,7 +238,7 @@ def resume(
         if not any(problems):
             if source.n_ranks != size and rank == 0:
                 warnings.warn(
-                    f"The run had {_ranks(source.n_ranks)} and goes on with {size}: replay buffers are dealt out anew, and "
+                    f"The run had {_ranks(source.n_ranks)} and goes on with {size}: replay buffers are redistributed, and "
                     "new episodes begin.",
                     stacklevel=3,
                 )
@@ -283,7 +283,7 @@ def _dealt(source: Source, rank: int, size: int, parts: list[Checkpoint], argume
     if kind not in DEALT or model.optimize_memory_usage:
         raise ValueError(
             f"`folder` is {str(folder)!r}, a run of {_ranks(n_ranks)}, and must go on with as many, not {size}: a "
-            f"{kind.__name__}{' of optimized memory' if model.optimize_memory_usage else ''} cannot be dealt out anew."
+            f"{kind.__name__}{' of optimized memory' if model.optimize_memory_usage else ''} cannot be redistributed."
         )
     shares = [_share(model, place, each, n_ranks, rank, size) for place, each in zip(source.places, parts, strict=True)]
     _fill(model, shares)

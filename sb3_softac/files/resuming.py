@@ -343,7 +343,7 @@ def _restore_environment(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def finish(model: Any) -> None:
-    """Put in place what `learn` has set up anew, where the first rollout begins.
+    """Put in place what `learn` has set up again, where the first rollout begins.
 
     :raises ValueError: environments that are built differently, or a callback that lacks an object which it had
     """

@@ -153,7 +153,7 @@ class BufferLog:
 
         :param buffer: replay buffer between two rollouts
         :param n_steps: of the model; each of its environments adds one transition in a step
-        :raises OSError: it cannot be written; the next call begins anew
+        :raises OSError: it cannot be written; the next call begins again
         """
         new, n_rows, rows = self._adds(buffer, n_steps), buffer.buffer_size, rows_of(buffer)
         if new is None or not all((self.folder / segment.file).is_file() for segment in self.segments):

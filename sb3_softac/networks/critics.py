@@ -102,7 +102,7 @@ class _WithExtractor(WithPreprocessing, BaseModel):
     def train(self, mode: bool = True) -> Any:
         """As in PyTorch; a target has one mode, whatever is asked for.
 
-        Its batch normalisation uses the copied statistics, and its dropout stays on (DroQ, 2110.02034, algorithm 2).
+        Its batch normalisation uses the statistics of the sources, and its dropout stays on (DroQ, 2110.02034, algorithm 2).
         """
         super().train(mode and not self.is_target)
         for module in self.modules() if self.is_target else ():

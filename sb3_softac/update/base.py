@@ -53,7 +53,7 @@ class Settings:
 
     #: whether gradients are clipped at all
     clip_gradients: bool = False
-    #: of large matrix products
+    #: of large matmuls
     precision: Precision = "float32"
 
 
@@ -95,7 +95,7 @@ class Update(ABC):
 
     @property
     def precision(self) -> Precision:
-        """Of its large matrix products."""
+        """Of its large matmuls."""
         return self.settings.precision
 
     def modules(self) -> Sequence[nn.Module]:

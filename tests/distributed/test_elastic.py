@@ -142,7 +142,7 @@ def test_two_ranks_go_on_where_one_process_was_and_are_killed(tmp_path: Path) ->
     process = start(folder, KILLED_AT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "The run had 1 rank and goes on with 2: replay buffers are dealt out anew, and new episodes begin" in errors
+    assert "The run had 1 rank and goes on with 2: replay buffers are redistributed, and new episodes begin" in errors
     every = results(tmp_path, "run")
     assert [each["begun"] for each in every] == [100, 100]  # of their second life: 60 steps, and 20 of each
     # One for each step from 21 to 60, then one for each step of both.
@@ -213,7 +213,7 @@ def test_what_cannot_be_dealt_out(tmp_path: Path) -> None:
 def test_one_process_goes_on_where_two_were(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(runs / "alone"), str(folder)], check=True)
-    with pytest.warns(UserWarning, match="The run had 2 ranks and goes on with 1: replay buffers are dealt out anew"):
+    with pytest.warns(UserWarning, match="The run had 2 ranks and goes on with 1: replay buffers are redistributed"):
         model: Any = SoftAC.resume(folder, RandomEnv(), device="cpu")
     kept = model.replay_buffer.rewards[:, 0]
     assert len(np.intersect1d(kept, stored(folder))) == 90  # the newest 45 of each rank

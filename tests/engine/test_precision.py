@@ -1,4 +1,4 @@
-"""Large matrix products in bfloat16: what is rounded, that every way of running a step rounds the same, and refusals."""
+"""Large matmuls in bfloat16: what is rounded, that every way of running a step rounds the same, and refusals."""
 
 from pathlib import Path
 from typing import Any

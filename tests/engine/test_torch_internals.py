@@ -32,7 +32,7 @@ NAMES = (
     "optim.adam.adam",
     "ops.mkldnn._linear_pointwise",
 )
-#: looked up where products are to be computed in bfloat16
+#: looked up where matmuls are to be computed in bfloat16
 OF_BFLOAT16 = ("cpu._is_avx512_bf16_supported", "cpu._is_amx_tile_supported", "utils._python_dispatch.TorchDispatchMode")
 
 
@@ -115,7 +115,7 @@ def test_without_the_names_for_bfloat16_it_is_refused_or_as_before(name: str, mo
     assert precision.missing_for("bfloat16", th.device("cpu")) is None
     torch_internals.forget()
     remove(name, monkeypatch)
-    with pytest.warns(UserWarning, match=rf"has no torch\.{re.escape(name)}: no products in bfloat16"):
+    with pytest.warns(UserWarning, match=rf"has no torch\.{re.escape(name)}: no matmuls in bfloat16"):
         missing = precision.missing_for("bfloat16", th.device("cpu"))
     assert missing == ("a PyTorch with TorchDispatchMode" if name.startswith("utils") else None)
 
