@@ -1,6 +1,6 @@
 """Train SoftAC, SoftQL and their peers with the same number of environment steps, and evaluate the deterministic policy.
 
-    python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output docs/returns-halfcheetah.csv
+    python benchmarks/returns.py --env HalfCheetah-v5 --steps 30000 --seeds 0 1 2 --output logs/returns.csv
     python benchmarks/returns.py --plan benchmarks/plans/mujoco-100k.yml --checkpoints logs/returns
 
 Each row of the CSV is one run; everything that a run depends on stands in it. Learning starts after 1,000 random steps, at a

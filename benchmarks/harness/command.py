@@ -98,10 +98,16 @@ def check_device(name: str) -> None:
 
 def settings(pairs: list[str]) -> dict[str, object]:
     """:raises ValueError: not NAME=VALUE"""
+    found = {}
     for pair in pairs:
-        if "=" not in pair:
-            refuse("--set", pair, "NAME=VALUE")
-    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+        name, is_there, value = pair.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            is_there = ""
+        if not is_there:
+            refuse("--set", pair, "NAME=VALUE, with the value as YAML has it")
+    return found
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -127,6 +133,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 def show(args: argparse.Namespace) -> None:
     """--table, and --evidence."""
+    if args.plot:
+        from harness.figures import check_plot
+
+        check_plot(args.plot)
     chosen = tables.load(args.table or args.evidence, args.env, args.variants, args.seeds, args.steps)
     if args.table:
         print(tables.table(chosen))
@@ -158,6 +168,8 @@ def perform(args: argparse.Namespace) -> int:
         return 0
     if plan.output is not None:
         rows.check_writable(plan.output)
+    if args.checkpoints is not None:
+        rows.check_place("--checkpoints", args.checkpoints, is_folder=True)
     if args.worker:
         from harness import worker
 

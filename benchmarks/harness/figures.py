@@ -7,8 +7,9 @@ import numpy as np
 
 from harness.evidence import Estimate, estimate, improvement, interquartile_curves, profiles, rliable
 from harness.references import PREFIX, published_algorithms, published_at
-from harness.rows import Row
+from harness.rows import Row, check_place
 from harness.scores import Array, Task, curves_over_time, final_scores, scale
+from sb3_softac.arguments.checks import refuse
 
 N_THRESHOLDS = 51
 #: of published algorithms, the same on each task
@@ -25,12 +26,27 @@ def pyplot() -> Any:
     return plt
 
 
+def check_plot(output: Path) -> None:
+    """Before anything is calculated: whether a plot can be written there.
+
+    :raises ValueError: no
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix[1:].lower() not in known:
+        refuse("--plot", str(output), f"a file that ends in one of {', '.join('.' + ending for ending in sorted(known))}")
+    check_place("--plot", output)
+
+
 #: panels beside each other
 PANELS = 3
 
 
 def draw_runs(rows: list[Row], output: Path) -> None:
     """The evaluations of every run over its steps: a panel for each task, a colour for each variant."""
+    if not all(row.get("curve") for row in rows):
+        raise ValueError("There are rows without a curve, so there is nothing to draw: leave out --plot, or choose others.")
     variants, tasks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("variant", "env"))
     n_columns, n_rows = min(len(tasks), PANELS), -(-len(tasks) // PANELS)
     size = (7.0, 4.0) if len(tasks) == 1 else (3.3 * n_columns, 3.7 * n_rows)

@@ -143,12 +143,28 @@ def _list(where: str, name: str, value: Any, kinds: Any) -> list[Any]:
     return value
 
 
+def _options(where: str, given: Any) -> dict[str, Any]:
+    """Settings that are JSON, as rows hold them."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        refuse(f"{where}: set", given, "settings by their names")
+    try:
+        json.dumps(given)
+    except TypeError:
+        refuse(f"{where}: set", given, "settings of texts, numbers, lists and the like")
+    return dict(given)
+
+
 def _named(where: str, entry: Any) -> tuple[str, str, dict[str, Any]]:
     """Name, base and settings of a variant as a plan has it."""
     if isinstance(entry, str):
         entry = {"name": entry, "base": entry}
     _check_keys(where, entry, "a variant", ("name", "base"))
-    name, base, options = entry["name"], entry["base"], entry.get("set") or {}
+    name, base, options = entry["name"], entry["base"], _options(where, entry.get("set"))
+    for key, value in (("name", name), ("base", base)):
+        if not isinstance(value, str):
+            refuse(f"{where}: {key} of a variant", value, "a text")
     check_variant(base)
     if name != base and name in VARIANTS:
         refuse(f"{where}: name", name, f"another one, because it is that of a variant which is not {base!r}")
@@ -171,9 +187,7 @@ def group(where: str, given: Any) -> list[Run]:
     counts = {name: check_count(f"{where}: {name}", given.get(name, 10), 1) for name in ("points", "episodes")}
     steps = check_count(f"{where}: steps", given["steps"], counts["points"])
     check_flag(f"{where}: zoo", given.get("zoo", False))
-    shared = given.get("set") or {}
-    if not isinstance(shared, Mapping):
-        refuse(f"{where}: set", shared, "settings by their names")
+    shared = _options(where, given.get("set"))
     variants = [_named(where, entry) for entry in _list(where, "variants", given["variants"], (str, dict))]
     return [
         Run(name, base, env, seed, steps, {**shared, **options}, bool(given.get("zoo", False)), **counts)
@@ -190,7 +204,7 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"The plan {str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
     _check_keys(str(path), content, "the plan", ("runs",))
     groups = _list(str(path), "runs", content["runs"], object)
@@ -200,15 +214,15 @@ def read_plan(path: Path) -> Plan:
         if (run.variant, run.env, run.steps, run.seed) in seen:
             raise ValueError(f"{path}: {run} is there twice with other settings: give one of the variants another name.")
         seen.add((run.variant, run.env, run.steps, run.seed))
-    return Plan(list(runs.values()), Path(content["output"]) if content.get("output") else None)
+    output = content.get("output")
+    if output is not None and not isinstance(output, str):
+        refuse(f"{path}: output", output, "the name of a CSV file")
+    return Plan(list(runs.values()), Path(output) if output else None)
 
 
-def preflight(runs: Iterable[Run]) -> None:
-    """Make every model of a plan once, which trains nothing.
-
-    :raises ValueError: a task that is not installed, or settings that an algorithm refuses
-    """
-    for env in dict.fromkeys(run.env for run in runs):
+def check_tasks(envs: Iterable[str]) -> None:
+    """:raises ValueError: a task cannot be made"""
+    for env in envs:
         try:
             gym.make(env).close()
         except Exception as error:  # of whatever the task is made of
@@ -217,6 +231,14 @@ def preflight(runs: Iterable[Run]) -> None:
                 f"The task {env!r} cannot be made, and no run has begun: {reason} (The extras `mujoco` and `box2d` install "
                 "tasks.)"
             ) from None
+
+
+def preflight(runs: Iterable[Run]) -> None:
+    """Make every model of a plan once, which trains nothing.
+
+    :raises ValueError: a task that is not installed, or settings that an algorithm refuses
+    """
+    check_tasks(dict.fromkeys(run.env for run in runs))
     for run in {run.key[:3] + run.key[5:]: run for run in runs}.values():
         try:
             run.algorithm("MlpPolicy", run.env, device="cpu", **run.settings | {"buffer_size": 1000})

@@ -2,12 +2,17 @@
 
 import csv
 import functools
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+
+from harness.plans import check_tasks
+from harness.rows import check_place
+from sb3_softac.files.atomic import writing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED, RANDOM = DOCS / "published-returns.csv", DOCS / "random-returns.csv"
@@ -68,27 +73,41 @@ def random_return(env: str) -> float:
 
 
 def measure_random(envs: Iterable[str], n_episodes: int = 100) -> None:
-    """Add tasks to the file of random returns, or replace theirs; the first episode and the actions have seed 0."""
+    """Add tasks to the file of random returns, or replace theirs; the first episode and the actions have seed 0.
+
+    :raises ValueError: a task cannot be made, or the file not written
+    """
     rows = {}
     if RANDOM.exists():
         with RANDOM.open() as file:
             rows = {row["env"]: row for row in csv.DictReader(file)}
+    envs = list(envs)
+    check_tasks(envs)
+    check_place("docs", RANDOM)
     for name in envs:
-        env = gym.make(name)
-        env.action_space.seed(0)
-        returns = []
-        for episode in range(n_episodes):
-            env.reset(seed=0 if episode == 0 else None)
-            total, is_over = 0.0, False
-            while not is_over:
-                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                total, is_over = total + float(reward), terminated or truncated
-            returns.append(total)
-        env.close()
+        returns = random_returns(name, n_episodes)
         figures = {"mean": f"{np.mean(returns):.2f}", "std": f"{np.std(returns):.2f}"}
         rows[name] = {"env": name, "episodes": str(n_episodes), **figures, "gymnasium": gym.__version__}
         print(f"{name}: {figures['mean']} ± {figures['std']}", flush=True)
-    with RANDOM.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["env", "episodes", "mean", "std", "gymnasium"], lineterminator="\n")
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=["env", "episodes", "mean", "std", "gymnasium"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[name] for name in sorted(rows))
+        with writing(RANDOM) as file:
+            file.write(text.getvalue().encode())
+
+
+def random_returns(name: str, n_episodes: int) -> list[float]:
+    """Returns of episodes of a task with uniformly random actions."""
+    env = gym.make(name)
+    env.action_space.seed(0)
+    returns = []
+    for episode in range(n_episodes):
+        env.reset(seed=0 if episode == 0 else None)
+        total, is_over = 0.0, False
+        while not is_over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total, is_over = total + float(reward), terminated or truncated
+        returns.append(total)
+    env.close()
+    return returns

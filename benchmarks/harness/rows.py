@@ -16,8 +16,9 @@ from harness.variants import VARIANTS
 from sb3_softac.files.atomic import writing
 
 Row = dict[str, Any]
-#: columns that every file has had
+#: columns that every file has, and those of whole numbers
 NEEDED = ("variant", "env", "steps", "seed", "return")
+COUNTS = ("steps", "seed")
 
 
 def _fields(line: str) -> list[str]:
@@ -49,12 +50,31 @@ def read(path: Path, repair: bool = False) -> list[Row]:
         is_last = number == len(lines)
         if len(fields) == len(header) and line.count('"') % 2 == 0 and (not is_last or text.endswith(("\n", "\r"))):
             rows.append(dict(zip(header, fields, strict=True)))
+            _check(path, number, rows[-1])
         elif not (repair and is_last):
             raise ValueError(
                 f"{str(path)!r} is cut in line {number} ({len(fields)} of {len(header)} columns): remove that line, and the "
                 "plan measures the run again."
             )
     return rows
+
+
+def _check(path: Path, number: int, row: Row) -> None:
+    """:raises ValueError: a cell of a row is not what its column says"""
+    where = f"{str(path)!r} has in line {number}"
+    for name in COUNTS:
+        if not row[name].isdecimal():
+            raise ValueError(
+                f"{where} the {name} {row[name]!r}, which must be a whole number: correct it, or remove that line."
+            )
+    try:
+        float(row["return"])
+        [float(value) for value in row.get("curve", "").split()]
+        json.loads(row.get("settings") or "{}")
+    except ValueError:
+        raise ValueError(
+            f"{where} a return, curve or settings that cannot be read: correct it, or remove that line."
+        ) from None
 
 
 def key_of(row: Row) -> Key | None:
@@ -127,19 +147,31 @@ def is_claimed(path: Path, run: Run) -> bool:
         return not is_free
 
 
+def check_place(option: str, path: Path, is_folder: bool = False) -> None:
+    """Before hours of training: whether a file, or files in a folder, can be written; makes the folder.
+
+    :param option: that has named it, for the error
+    :raises ValueError: no
+    """
+    try:
+        if not is_folder and path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        folder = path if is_folder else path.parent
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{str(folder)!r} is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if not is_folder and path.exists():
+            path.open("r+").close()
+    except OSError as error:
+        raise ValueError(f"`{option}` is {str(path)!r}, which cannot be written: {error.strerror or error}.") from None
+
+
 def check_writable(path: Path) -> None:
     """Before hours of training: whether rows can be written, and those there can be read.
 
     :raises ValueError: no
     """
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-        if path.exists():
-            path.open("r+").close()
-    except OSError as error:
-        raise ValueError(f"`--output` is {str(path)!r}, which cannot be written: {error.strerror or error}.") from None
+    check_place("--output", path)
     read(path, repair=True)

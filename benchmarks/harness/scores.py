@@ -65,7 +65,10 @@ def tasks_of(rows: list[Row]) -> list[Task]:
                 )
             if len(own) < 2:
                 raise ValueError(f"{variant} has one seed on {env}, but intervals need at least two.")
-        if len({len(_numbers(row, "curve")) for row in of_env}) != 1:
+        n_points = {len(_numbers(row, "curve")) for row in of_env}
+        if 0 in n_points:
+            raise ValueError(f"There are rows without a curve on {env}: choose files that have one.")
+        if len(n_points) != 1:
             raise ValueError(f"The runs on {env} have different numbers of evaluations: choose files with the same --points.")
         timed = [variant for variant, own in runs.items() if all(row.get("times") for row in own)]
         tasks.append(

@@ -83,7 +83,7 @@ def _of_task(rows: list[Row]) -> str:
         returns = [f"{float(runs[seed]['return']):.0f}" for seed in seeds]
         mean = statistics.mean(float(run["return"]) for run in runs.values())
         best = [float(run["best"]) for run in runs.values() if run.get("best")]
-        alphas = [float(run["alpha"]) for run in runs.values() if run["alpha"]]
+        alphas = [float(run["alpha"]) for run in runs.values() if run.get("alpha")]
         best_mean = f"{statistics.mean(best):.0f}" if best else ""
         alpha = f"{statistics.mean(alphas):.2g}" if alphas else ""
         lines.append(f"| {variant} | {' | '.join(returns)} | {mean:.0f} | {best_mean} | {alpha} |")

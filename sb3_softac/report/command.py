@@ -17,13 +17,16 @@ DESCRIPTION = "Write one HTML page that shows and explains runs of SB3 or RL Zoo
 
 def _check_output(output: Path) -> None:
     """:raises ReportError: the page could not be written there"""
-    folder = output.resolve().parent
-    if output.is_dir():
-        raise ReportError(f"`--output` is {str(output)!r}, which is a folder: name a file in it.")
-    if not folder.is_dir():
-        raise ReportError(f"`--output` is {str(output)!r}, but there is no folder {str(folder)!r}.")
-    if not os.access(folder, os.W_OK) or (output.exists() and not os.access(output, os.W_OK)):
-        raise ReportError(f"`--output` is {str(output)!r}, which cannot be written: permission denied.")
+    try:
+        folder = output.resolve().parent
+        if output.is_dir():
+            raise ReportError(f"`--output` is {str(output)!r}, which is a folder: name a file in it.")
+        if not folder.is_dir():
+            raise ReportError(f"`--output` is {str(output)!r}, but there is no folder {str(folder)!r}.")
+        if not os.access(folder, os.W_OK) or (output.exists() and not os.access(output, os.W_OK)):
+            raise ReportError(f"`--output` is {str(output)!r}, which cannot be written: permission denied.")
+    except OSError as error:  # of a folder above that may not be entered, or of the name
+        raise ReportError(f"`--output` is {str(output)!r}, which cannot be written: {error.strerror or error}.") from error
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path = "report.html") -> list[Run]:
@@ -50,7 +53,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path = "report.htm
     page = make_page(group_runs(runs), notes)
     try:
         with writing(output) as file:
-            file.write(page.encode())
+            file.write(page.encode(errors="replace"))  # names of folders may be no UTF-8
     except OSError as error:
         raise ReportError(f"`--output` is {str(output)!r}, which cannot be written: {error.strerror or error}.") from error
     return runs
@@ -68,5 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     names = sorted({run.algorithm or "unknown algorithm" for run in runs})
-    print(f"{options.output}: {len(runs)} run{'' if len(runs) == 1 else 's'} of {', '.join(names)}")
+    text = f"{options.output}: {len(runs)} run{'' if len(runs) == 1 else 's'} of {', '.join(names)}"
+    print(text.encode(errors="replace").decode())
     return 0

@@ -22,8 +22,7 @@ class Band(NamedTuple):
 
 def smooth(episodes: Episodes) -> Series:
     """Mean return of the last episodes, as many as a twentieth of all, and at most 100."""
-    finite = np.isfinite(episodes.returns)
-    return rolling(Series(episodes.steps[finite], episodes.returns[finite]))
+    return rolling(Series(episodes.steps, episodes.returns).finite())
 
 
 def rolling(series: Series, parts: int = 20) -> Series:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+#: numbers beyond it are not drawn or judged: their differences are infinite
+LARGEST_NUMBER = 1e300
 
 
 class ReportError(Exception):
@@ -30,8 +32,8 @@ class Series:
         return len(self.steps)
 
     def finite(self) -> "Series":
-        """Without what is NaN or infinite."""
-        return self.where(np.isfinite(self.values))
+        """Without what is NaN, infinite, or too large to calculate with."""
+        return self.where(np.abs(self.values) <= LARGEST_NUMBER)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Series":
         """The points of ``mask``, (n,)."""
@@ -66,12 +68,14 @@ class Episodes:
     :param lengths: steps, (n,)
     :param seconds: since the start of the run, (n,)
     :param started: that start, in seconds since 1970; None if it is unknown
+    :param n_envs: environments that they come from
     """
 
     returns: Array
     lengths: Array
     seconds: Array
     started: float | None = None
+    n_envs: int = 1
 
     def __len__(self) -> int:
         return len(self.returns)
@@ -105,11 +109,15 @@ class Settings:
     :param given: those that were set, by name
     :param defaults: those of the algorithm, by name; None if the algorithm is not known
     :param source: where ``given`` was read; None if nothing was found
+    :param unread: options that were set to what a report does not read, such as a function
+    :param n_dimensions: of ``Box`` actions; None if that is not known
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] | None = None
     source: str | None = None
+    unread: frozenset[str] = frozenset()
+    n_dimensions: int | None = None
 
     @property
     def known(self) -> bool:
@@ -120,7 +128,8 @@ class Settings:
         """The value of an option, or its default; None if neither is known."""
         if name in self.given:
             return self.given[name]
-        return self.defaults.get(name) if self.known and self.defaults is not None else None
+        is_default = self.known and self.defaults is not None and name not in self.unread
+        return self.defaults.get(name) if is_default and self.defaults is not None else None
 
     def policy(self, name: str) -> Any:
         """The value of an option in ``policy_kwargs``, or None."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sb3_softac.report.data import ReportError, Run
+from sb3_softac.report.matching import Place, match
 from sb3_softac.report.settings import NAMES, defaults_of, read_settings
 from sb3_softac.report.tables import read_evaluations, read_monitor, read_progress
-from sb3_softac.report.tensorboard import PATTERN, read_events, start_of
+from sb3_softac.report.tensorboard import PATTERN, read_events
 
 #: metrics by which an algorithm is known, the surest first
 SIGNS = (
@@ -21,8 +22,6 @@ SIGNS = (
     ("rollout/exploration_rate", "DQN"),
     ("train/entropy_loss", "A2C"),
 )
-#: an event file is begun at most so many seconds after the Monitor of its run
-PATIENCE = 600.0
 WHAT_COUNTS = "monitor.csv, progress.csv, evaluations.npz or event files of TensorBoard"
 
 
@@ -37,11 +36,11 @@ def find_folders(root: Path) -> list[Path]:
 
     :raises ReportError: there is no such folder, or it holds none
     """
-    if not root.exists():
-        raise ReportError(f"LOGDIR is {str(root)!r}, but there is no such folder.")
-    if not root.is_dir():
-        raise ReportError(f"LOGDIR is {str(root)!r}, which is a file: give the folder that it lies in.")
     try:
+        if not root.exists():
+            raise ReportError(f"LOGDIR is {str(root)!r}, but there is no such folder.")
+        if not root.is_dir():
+            raise ReportError(f"LOGDIR is {str(root)!r}, which is a file: give the folder that it lies in.")
         next(root.iterdir(), None)
     except OSError as error:
         raise ReportError(f"LOGDIR is {str(root)!r}, which cannot be read: {error.strerror}.") from error
@@ -81,15 +80,20 @@ def read_run(folder: Path, name: str) -> Run:
     return run
 
 
-def _complete(run: Run, tensorboards: dict[Path, Run]) -> None:
-    """Add settings, and the logs of TensorBoard that RL Zoo has put elsewhere."""
+def _complete(run: Run) -> Place:
+    """Add settings, and say where RL Zoo has put the logs of TensorBoard."""
     run.settings, run.algorithm, run.seed, arguments = read_settings(run.folder, _guess(run), run.notes)
     run.env_id = arguments.get("env", run.env_id)
     place = arguments.get("tensorboard_log")
-    if place and not run.metrics:
-        bases = [Path(), *run.folder.resolve().parents] if not Path(place).is_absolute() else [Path()]
-        folders = [path.parent for base in bases for path in (base / place).glob(f"{run.env_id}/*/{PATTERN}")]
-        _attach(run, folders, tensorboards)
+    if not place or not isinstance(place, str):
+        return Place(is_none="tensorboard_log" in arguments)
+    bases = [Path(), *run.folder.resolve().parents] if not Path(place).is_absolute() else [Path()]
+    found = {path.parent.resolve(): path.parent for base in bases for path in (base / place).glob(f"{run.env_id}/*/{PATTERN}")}
+    return Place(list(found.values()))
+
+
+def _name_algorithm(run: Run) -> None:
+    """By what it logs, where no file says it."""
     if run.algorithm is None:
         run.algorithm = _guess(run)
         run.settings = replace(run.settings, defaults=defaults_of(run.algorithm))
@@ -104,22 +108,23 @@ def _guess(run: Run) -> str | None:
     return next((name for metric, name in SIGNS if metric in run.metrics), None)
 
 
-def _attach(run: Run, folders: Sequence[Path], tensorboards: dict[Path, Run]) -> None:
-    """Take the metrics of the TensorBoard run that began next after the Monitor of ``run``."""
-    begun = run.episodes.started if run.episodes is not None else None
-    if begun is None:
-        return
-    starts = {(start_of(path) or 0.0, folder) for folder in folders for path in folder.glob(PATTERN)}
-    later = sorted(pair for pair in starts if begun - 2.0 <= pair[0] <= begun + PATIENCE)
-    if not later:
-        return
-    folder = later[0][1]
-    other = next((other for path, other in tensorboards.items() if path.resolve() == folder.resolve()), None)
-    source = read_run(folder, folder.name) if other is None else other
-    run.metrics = source.metrics | run.metrics
-    run.notes += source.notes
-    if other is not None:
-        tensorboards.pop(other.folder)
+def _attach(runs: Sequence[tuple[Run, Place]], tensorboards: dict[Path, Run]) -> set[Path]:
+    """Give runs without metrics those of their event files; the folders of these."""
+    read = {folder.resolve(): run for folder, run in tensorboards.items()}
+
+    def logs_in(folder: Path) -> Run:
+        if folder.resolve() not in read:
+            read[folder.resolve()] = read_run(folder, folder.name)
+        return read[folder.resolve()]
+
+    without = [pair for pair in runs if not any(name.startswith("train/") for name in pair[0].metrics)]
+    matched = match(without, list(tensorboards), logs_in)
+    for run, _ in without:
+        if run.folder in matched:
+            source = logs_in(matched[run.folder])
+            run.metrics = source.metrics | run.metrics
+            run.notes += source.notes
+    return {folder.resolve() for folder in matched.values()}
 
 
 def _is_part(run: Run) -> bool:
@@ -140,13 +145,13 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
     read = {folder: read_run(folder, name) for folder, name in zip(folders.values(), names, strict=True)}
     tensorboards = {folder: run for folder, run in read.items() if run.episodes is None and any(folder.glob(PATTERN))}
     monitored = [run for run in read.values() if run.folder not in tensorboards]
-    for run in monitored:
-        if not any(name.startswith("train/") for name in run.metrics):
-            _attach(run, list(tensorboards), tensorboards)
-        _complete(run, tensorboards)
-    runs = monitored + [run for run in tensorboards.values()]
-    for run in tensorboards.values():
-        _complete(run, {})
+    attached = _attach([(run, _complete(run)) for run in monitored], tensorboards)
+    others = [run for folder, run in tensorboards.items() if folder.resolve() not in attached]
+    for run in others:
+        _complete(run)
+    runs = monitored + others
+    for run in runs:
+        _name_algorithm(run)
     return _with_evaluations(runs)
 
 

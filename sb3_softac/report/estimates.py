@@ -1,10 +1,11 @@
 """Q and the discounted return that was obtained: measured where they are logged, else estimated and so named."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_softac.report.data import Array, Run, Series, in_order
+from sb3_softac.report.data import LARGEST_NUMBER, Array, Run, Series, in_order
 from sb3_softac.report.verdicts import Unknown
 
 DISCOUNT = 0.99
@@ -47,16 +48,16 @@ def discounted_returns(run: Run) -> Value | Unknown:
         return Value(logged, "rollout/discounted_return")
     if run.episodes is None or len(run.episodes) == 0:
         return Unknown("neither rollout/discounted_return nor a monitor.csv says what was obtained")
-    scaled = [name for name in ("normalize", "normalize_rewards") if run.settings.get(name)]
-    scale = run.settings.get("reward_scale")
-    if scaled or "train/reward_divisor" in run.metrics:
+    wrapper, scale = run.settings.get("normalize"), run.settings.get("reward_scale")
+    scaled = wrapper.get("norm_reward", True) if isinstance(wrapper, Mapping) else wrapper
+    if scaled or run.settings.get("normalize_rewards") or "train/reward_divisor" in run.metrics:
         return Unknown("rewards are normalised, and rollout/discounted_return was not logged")
     factor = float(scale) if isinstance(scale, int | float) else 1.0
-    finite = np.isfinite(run.episodes.returns)
+    finite = np.abs(run.episodes.returns) <= LARGEST_NUMBER
     if not finite.any():
-        return Unknown("no return in monitor.csv is a number")
+        return Unknown("no return in monitor.csv is a number that one can calculate with")
     spread = _spread(run.episodes.returns[finite], run.episodes.lengths[finite], discount(run))
-    series = in_order(run.episodes.steps[finite], factor * _rolling(spread, 20))
+    series = in_order(run.episodes.steps[finite], factor * _rolling(spread, 20)).finite()
     return Value(series, "an estimate from returns and lengths", is_estimate=True)
 
 
@@ -73,14 +74,22 @@ def _spread(returns: Array, lengths: Array, gamma: float) -> Array:
     return np.asarray(reward / (1.0 - gamma) * np.where(reward > 0.0, 1.0, seen))
 
 
-def bonus(run: Run, steps: Array) -> Array:
-    """The largest entropy bonus in Q, α Ĥ γ/(1 − γ), at given steps; 0 where it is not known or unbounded."""
+def bonus(run: Run, steps: Array) -> Array | Unknown:
+    """The largest entropy bonus in Q, α Ĥ γ/(1 − γ), at given steps; 0 where there is no α, or no bound.
+
+    Where Ĥ is not logged, as by SB3, its largest value stands for it: A log 2, of uniform actions.
+    """
     alpha, entropy = run.metric("train/ent_coef"), run.metric("train/entropy")
     gamma = discount(run)
-    if alpha is None or entropy is None or gamma >= 1.0:
+    if alpha is None or gamma >= 1.0:
         return np.zeros(len(steps))
-    product = np.interp(steps, alpha.steps, alpha.values) * np.interp(steps, entropy.steps, entropy.values)
-    return np.asarray(product * gamma / (1.0 - gamma))
+    if entropy is not None:
+        entropies: Array | float = np.interp(steps, entropy.steps, entropy.values)
+    elif run.settings.n_dimensions is not None:
+        entropies = run.settings.n_dimensions * np.log(2.0)
+    else:
+        return Unknown("the entropy was not logged, nor is the number of actions known: what it adds to Q is not known")
+    return np.asarray(np.interp(steps, alpha.steps, alpha.values) * entropies * gamma / (1.0 - gamma))
 
 
 def _rolling(values: Array, width: int) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sb3_softac.report.curves import smooth
 from sb3_softac.report.data import Run
-from sb3_softac.report.panels import Line, Panel, by_task, make_panels, speed
+from sb3_softac.report.panels import Line, Panel, by_task, make_panels, mean_speed
 from sb3_softac.report.plots import draw
 from sb3_softac.report.rules import Outcome, judge
 from sb3_softac.report.style import CSS
@@ -37,7 +37,7 @@ def make_page(groups: Groups, notes: Sequence[str] = ()) -> str:
         _interval(groups),
         _plots(groups),
         '<h2 id="findings">Findings</h2>',
-        _findings(outcomes, len(groups) > 1),
+        _findings(outcomes, groups),
         _unknown(outcomes),
         "<h2>Settings that differ from the defaults</h2>",
         _settings(groups),
@@ -110,7 +110,7 @@ def _runs(groups: Groups) -> str:
 def _row(run: Run) -> list[str]:
     training = smooth(run.episodes) if run.episodes is not None else None
     evaluated = run.evaluations.means().finite() if run.evaluations is not None else None
-    rate = speed(run)
+    rate = mean_speed(run)
     return [
         run.name,
         run.algorithm or "unknown",
@@ -121,7 +121,7 @@ def _row(run: Run) -> list[str]:
         number(float(training.values[-1])) if training is not None and len(training) > 0 else "–",
         number(float(evaluated.values[-1])) if evaluated is not None and len(evaluated) > 0 else "–",
         number(float(evaluated.values.max())) if evaluated is not None and len(evaluated) > 0 else "–",
-        number(float(rate.values.mean())) if rate is not None and len(rate) > 0 else "–",
+        number(rate) if rate is not None else "–",
     ]
 
 
@@ -172,11 +172,17 @@ def _legend(line: Line) -> str:
     return f'<li><svg viewBox="0 0 30 10" aria-hidden="true">{mark}</svg>{escape(line.label)}</li>'
 
 
-def _findings(outcomes: Sequence[Outcome], name_groups: bool) -> str:
+def _findings(outcomes: Sequence[Outcome], groups: Groups) -> str:
     found = sorted((outcome for outcome in outcomes if outcome.findings), key=lambda outcome: outcome.is_hint)
     if not found:
         return "<p>None: no rule that could be judged found a symptom. That proves nothing about returns.</p>"
-    return "\n".join(_finding(outcome, name_groups) for outcome in found)
+    algorithms = {run.algorithm for outcome in found for run in groups[outcome.group] if run.name in outcome.findings}
+    others = sorted(name for name in algorithms if name is not None and name not in ("SoftAC", "SoftQL"))
+    note = (
+        f"What to try names the options of SoftAC, not all of which {_listed(others)} {'has' if len(others) == 1 else 'have'}."
+    )
+    parts = [f'<p class="soft">{escape(note)}</p>'] if others else []
+    return "\n".join([*parts, *(_finding(outcome, len(groups) > 1) for outcome in found)])
 
 
 def _finding(outcome: Outcome, name_groups: bool) -> str:
@@ -229,6 +235,10 @@ def _settings(groups: Groups) -> str:
         ]
         source = f"From {settings.source}" + ("." if known else "; the defaults of this algorithm are not known here.")
         parts.append(_table(["option", "value", "default"], rows) if rows else "<p>None.</p>")
+        if settings.unread:
+            parts.append(
+                f"<p>Set to a function or another object, which is not read: {escape(_listed(sorted(settings.unread)))}.</p>"
+            )
         parts.append(f'<p class="soft">{escape(source)} Options of RL Zoo itself have no default here (–).</p>')
     return "\n".join(parts)
 

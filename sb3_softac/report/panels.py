@@ -131,6 +131,17 @@ def speed(run: Run) -> Series | None:
     return in_order(episodes.steps[parts][1:][fits], steps[fits] / seconds[fits])
 
 
+def mean_speed(run: Run) -> float | None:
+    """Environment steps per second between the first and the last end of an episode; else what SB3 has logged last."""
+    if run.episodes is not None and len(run.episodes) > 1:
+        steps, seconds = np.diff(run.episodes.steps), np.diff(run.episodes.seconds)
+        fits = seconds > 0  # a second `learn` starts its clock again
+        if fits.any():
+            return float(steps[seconds >= 0].sum() / seconds[fits].sum())
+    logged = run.metric("time/fps")
+    return None if logged is None else float(logged.values[-1])
+
+
 def _value(run: Run) -> Series | None:
     value = critic_values(run)
     return None if isinstance(value, Unknown) else rolling(value.series, SMOOTHING)

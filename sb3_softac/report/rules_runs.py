@@ -27,14 +27,26 @@ def no_updates(run: Run) -> Verdict:
     if trained:
         return None
     if isinstance(starts, int | float) and 0 < n_steps <= starts and run.is_soft:
+        if n_steps + _in_unfinished_episodes(run) > starts:
+            return Unknown(
+                f"monitor.csv has episodes of {count(n_steps, 'step')} in all, and learning_starts is {starts:,.0f}: whether "
+                "episodes that had not ended reached it is not known"
+            )
         evidence = f"The run has {count(n_steps, 'step')}, and learning_starts is {starts:,.0f}: no gradient step was done."
         return Finding("Nothing was learned: learning_starts was never reached.", evidence, advice)
     if not run.metrics:
         return Unknown("no metrics were logged (RL Zoo: -tb FOLDER; SB3: a logger with csv or tensorboard)")
-    if not run.is_soft and run.algorithm is not None:
-        return Unknown(f"what {run.algorithm} logs is not known here")
+    if not run.is_soft and (run.algorithm is not None or "time/episodes" not in run.metrics):  # SB3's off-policy ones log it
+        return Unknown(f"what {run.algorithm or 'an unknown algorithm'} logs is not known here")
     evidence = f"Metrics were logged up to step {n_steps:,}, but none of train/."
     return Finding("No gradient step was logged.", evidence, f"learning_starts may lie above the steps of the run. {advice}")
+
+
+def _in_unfinished_episodes(run: Run) -> float:
+    """How many steps there may be at most that no log knows of: with metrics none, which are logged later than episodes."""
+    if run.metrics or run.episodes is None or len(run.episodes) == 0:
+        return 0.0
+    return float(run.episodes.n_envs * run.episodes.lengths.max())
 
 
 def not_finite(run: Run) -> Verdict:
@@ -66,16 +78,18 @@ def many_updates(run: Run) -> Verdict:
     if updates is not None and len(updates) > 1:
         between = updates.steps[-1] - updates.steps[0]
         ratio = float((updates.values[-1] - updates.values[0]) / between) if between > 0 else None
-    elif updates is not None and isinstance(starts, int | float) and updates.steps[-1] > starts:
-        ratio = float(updates.values[-1] / (updates.steps[-1] - starts))
     if ratio is None:
         ratio = _asked_for(run)
+    if ratio is None and updates is not None and isinstance(starts, int | float) and updates.steps[-1] > starts:
+        ratio = float(updates.values[-1] / (updates.steps[-1] - starts))
     if ratio is None:
-        return Unknown("neither train/n_updates nor gradient_steps is known")
+        return Unknown("neither train/n_updates nor gradient_steps with train_freq in steps is known")
     if ratio <= MOST_UPDATES:
         return None
     if not run.settings.known:
         return Unknown(f"{number(ratio)} updates per environment step, but whether critics are normalised is not known")
+    if "policy_kwargs" in run.settings.unread:
+        return Unknown(f"{number(ratio)} updates per environment step, but policy_kwargs could not be read")
     kwargs = run.settings.get("policy_kwargs")
     held_back = has_normalisation(kwargs if isinstance(kwargs, Mapping) else {})
     if held_back or run.settings.get("resets") is not None or run.settings.get("target_subset") is not None:
@@ -91,6 +105,8 @@ def _asked_for(run: Run) -> float | None:
     """Updates per step by the options alone."""
     steps, frequency, n_envs = (run.settings.get(name) for name in ("gradient_steps", "train_freq", "n_envs"))
     n_envs = 1 if n_envs is None else n_envs
+    if isinstance(steps, int | float) and steps < 0:
+        return 1.0  # as many as there were steps
     if isinstance(frequency, list | tuple) and len(frequency) == 2 and frequency[1] == "step":
         frequency = frequency[0]
     numbers = all(isinstance(value, int | float) and value > 0 for value in (steps, frequency, n_envs))

@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_softac.algorithm import MOST_CLIPPED
 from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS
-from sb3_softac.report.data import Run, Series
+from sb3_softac.report.data import Run, Series, in_order
 from sb3_softac.report.estimates import bonus, critic_values, discounted_returns
 from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, enough, number, quarters, since
 
@@ -116,6 +116,8 @@ def values_above_returns(run: Run) -> Verdict:
         return Unknown("Q or the discounted return was logged too rarely")
     at = np.interp(values.steps, returns.steps, returns.values)
     extra = bonus(run, values.steps)
+    if isinstance(extra, Unknown):
+        return extra
     excess = Series(values.steps, values.values - np.maximum(extra, 0.0) - at)
     scale = float(np.max(np.abs(returns.values)))
     before, late = excess.part(0.5, 0.75), excess.late()
@@ -206,20 +208,37 @@ def _explosion(run: Run, name: str) -> Verdict:
     first, _, third, last = (float(np.median(np.abs(part))) for part in parts)
     if not (first > 0.0 and last >= EXPLOSION * first and last >= STILL_GROWING * third):
         return None
+    improves = returns_rise(run)  # a task that begins to be solved has larger values, and larger errors of them
+    if improves and "grad_norm" not in name:
+        return None
     return Finding(
         "Gradients explode." if "grad_norm" in name else "The critics' loss explodes.",
         f"The median of {name} was {number(first)} in the first quarter, {number(third)} in the third and {number(last)} in "
         f"the last ({since(series)}).",
         "max_grad_norm (a few times the norm of the beginning), a lower learning_rate or critic_learning_rate, smaller "
         "rewards (reward_scale, normalize_rewards), policy_kwargs={'layer_norm': True}.",
+        is_hint=improves,
     )
+
+
+def returns_rise(run: Run) -> bool:
+    """Whether returns of the last quarter are above those of the second, by more than these vary."""
+    if run.evaluations is not None and len(run.evaluations.means().finite()) >= FEWEST:
+        returns = run.evaluations.means().finite()
+    elif run.episodes is not None:
+        returns = in_order(run.episodes.steps, run.episodes.returns).finite()
+    else:
+        return False
+    _, second, _, last = quarters(returns)
+    return len(second) > 0 and len(last) > 0 and bool(last.mean() > second.mean() + second.std())
 
 
 def targets_clipped(run: Run) -> Verdict:
     """Targets of a categorical critic lie outside of its atoms."""
-    series = run.metric("train/target_clipped")
-    if series is None:  # SoftAC logs it with categorical critics, and no other critics clip
-        return None if "train/q_value" in run.metrics else Unknown("train/target_clipped was not logged")
+    series = enough(run, "train/target_clipped")
+    if isinstance(series, Unknown):  # SoftAC logs it with categorical critics, and no other critics clip
+        has_no_atoms = "train/q_value" in run.metrics and "train/target_clipped" not in run.metrics
+        return None if has_no_atoms else series
     late = float(series.late().mean())
     if late <= MOST_CLIPPED:
         return None

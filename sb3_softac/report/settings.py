@@ -1,11 +1,14 @@
 """The options of a run: RL Zoo's config.yml and args.yml, or the file that the model was saved to. Nothing in them is run."""
 
 import ast
+import base64
 import inspect
 import json
 import math
+import pickletools
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,10 @@ NAMES = {"SOFTAC": "SoftAC", "SOFTQL": "SoftQL", "CROSSQ": "CrossQ"}
 NO_OPTIONS = ("policy", "env", "verbose", "seed", "device", "tensorboard_log", "_init_setup_model", "stats_window_size")
 #: files that are larger are none of these
 LARGEST = 50 << 20
+#: no config has so many values; aliases make billions of them out of a few lines
+MOST_VALUES = 100_000
+#: options whose values in files are always objects, whatever was asked for
+RESOLVED = {"replay_buffer_class"}
 #: parts of module names, in files of models, by which an algorithm is known
 MODULES = {
     "soft_ql_policy": "SoftQL",
@@ -74,17 +81,34 @@ def _literal(node: ast.expr) -> Any:
         return ast.unparse(node)
 
 
-def read_yaml(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A mapping that RL Zoo has written; empty if it cannot be read."""
+def _check_size(root: yaml.Node | None) -> None:
+    """:raises ValueError: too many values, where those behind an alias count each time"""
+    nodes, n_values = [root] if root is not None else [], 0
+    while nodes:
+        node = nodes.pop()
+        n_values += 1
+        if n_values > MOST_VALUES:
+            raise ValueError("it is too large")
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+
+
+def read_yaml(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """A mapping that RL Zoo has written; None if it cannot be read."""
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError("it is too large")
-        loaded = yaml.load(path.read_text(errors="replace"), Loader=_Loader)  # a SafeLoader
+        loader = _Loader(path.read_text(errors="replace"))
+        node = loader.get_single_node()
+        _check_size(node)
+        loaded = None if node is None else loader.construct_document(node)
         if not isinstance(loaded, Mapping):
             raise ValueError("it holds no options")
     except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
-        notes.append(f"{path.name} could not be read ({type(error).__name__}): settings may be missing.")
-        return {}
+        notes.append(f"{path.name} could not be read ({type(error).__name__}): what it says is not known.")
+        return None
     return {str(key): value for key, value in loaded.items()}
 
 
@@ -97,24 +121,61 @@ def defaults_of(algorithm: str | None) -> dict[str, Any] | None:
     return {name: entry.default for name, entry in parameters.items() if name not in (*NO_OPTIONS, "self")}
 
 
-def of_zoo(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Hyperparameters and command line of a run of RL Zoo; None if it was none.
+def of_zoo(folder: Path, notes: list[str]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Hyperparameters of a run of RL Zoo, None if there are none or they cannot be read; and its command line.
 
     :param folder: of the run, which holds a folder with ``config.yml`` and ``args.yml``
     """
     configs = [path for path in (folder / "config.yml", *sorted(folder.glob("*/config.yml"))) if path.is_file()]
     if not configs:
-        return None
+        return None, {}
     config = read_yaml(configs[0], notes)
     arguments = configs[0].with_name("args.yml")
-    for name, value in config.items():
+    for name, value in (config or {}).items():
         if isinstance(value, str) and ("kwargs" in name or name in ("train_freq", "normalize", "callback", "env_wrapper")):
-            config[name] = literal(value)
-    return config, read_yaml(arguments, notes) if arguments.is_file() else {}
+            config[name] = literal(value)  # type: ignore[index]  # it is not None, or has no items
+    return config, (read_yaml(arguments, notes) if arguments.is_file() else None) or {}
 
 
-def of_model(folder: Path) -> tuple[dict[str, Any], str | None, str] | None:
-    """Plain attributes, algorithm and file name of the newest model that lies in a folder; None if there is none."""
+@dataclass(frozen=True)
+class Saved:
+    """What a model file says.
+
+    :param attributes: plain ones
+    :param unread: names of the others
+    """
+
+    attributes: dict[str, Any]
+    unread: frozenset[str]
+    algorithm: str | None
+    file: str
+
+
+def _algorithm(policy: Any, attributes: Mapping[str, Any]) -> str | None:
+    where = f"{policy.get('__module__', '')} {policy.get(':type:', '')}"
+    named = next((name for module, name in MODULES.items() if module in where), None)
+    if named is None and "stable_baselines3.common.policies" in where and "gae_lambda" in attributes:
+        if {"n_epochs", "clip_range_vf"} <= {*attributes}:
+            return "PPO"
+        return "A2C" if not {"batch_size", "cg_max_steps"} & {*attributes} else None
+    return named
+
+
+def _train_freq(pickled: str) -> Any:
+    """What ``TrainFreq`` in a model file says, an int or (int, unit); None if it is something else. Nothing is unpickled."""
+    try:
+        found = list(pickletools.genops(base64.b64decode(pickled)))
+    except (ValueError, TypeError, IndexError, UnicodeError):
+        return None
+    counts = [argument for code, argument, _ in found if code.name in ("BININT", "BININT1", "BININT2")]
+    units = [argument for _, argument, _ in found if argument in ("step", "episode")]
+    if len(counts) != 1 or len(units) != 1:
+        return None
+    return counts[0] if units == ["step"] else (counts[0], units[0])
+
+
+def of_model(folder: Path) -> Saved | None:
+    """What the newest model that lies in a folder says; None if there is none."""
     files = [path for path in folder.glob("*.zip") if path.is_file()]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -122,49 +183,59 @@ def of_model(folder: Path) -> tuple[dict[str, Any], str | None, str] | None:
                 if archive.getinfo("data").file_size > LARGEST:
                     continue
                 data = json.loads(archive.read("data"))
-            policy = data["policy_class"]
-            where = f"{policy.get('__module__', '')} {policy.get(':type:', '')}"
+            algorithm = _algorithm(data["policy_class"], data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile, EOFError):
             continue
-        algorithm = next((name for module, name in MODULES.items() if module in where), None)
-        plain = {name: value for name, value in data.items() if not (isinstance(value, dict) and ":serialized:" in value)}
-        plain["_minus_dimensions"] = _minus_dimensions(data.get("action_space"))
-        return plain, algorithm, path.name
+        pickled = {name for name, value in data.items() if isinstance(value, dict) and ":serialized:" in value}
+        frequency = _train_freq(data["train_freq"][":serialized:"]) if "train_freq" in pickled else None
+        plain = {name: value for name, value in data.items() if name not in pickled}
+        plain |= {} if frequency is None else {"train_freq": frequency}
+        plain["_n_dimensions"] = _n_dimensions(data.get("action_space"))
+        return Saved(plain, frozenset(pickled - {*plain}), algorithm, path.name)
     return None
 
 
-def _minus_dimensions(space: Any) -> float | None:
-    """-A, the automatic target entropy of ``Box`` actions, by what a file says of their space."""
+def _n_dimensions(space: Any) -> int | None:
+    """A, how many numbers an action of ``Box`` has, by what a file says of the space."""
     shape = space.get("_shape") if isinstance(space, Mapping) else None
     sizes = isinstance(shape, list) and all(isinstance(size, int) for size in shape)
-    return -float(math.prod(shape)) if sizes and shape else None
+    return math.prod(shape) if sizes and shape else None
 
 
 def read_settings(
     folder: Path, algorithm: str | None, notes: list[str]
 ) -> tuple[Settings, str | None, int | None, dict[str, Any]]:
     """Settings, algorithm, seed and RL Zoo's command line of a run."""
-    zoo, model = of_zoo(folder, notes), of_model(folder)
-    arguments = zoo[1] if zoo else {}
+    (config, arguments), model = of_zoo(folder, notes), of_model(folder)
     if "algo" in arguments:
         algorithm = str(arguments["algo"]).upper()
         algorithm = NAMES.get(algorithm, algorithm)
     elif model is not None:
-        algorithm = model[1] or algorithm
-    seed = arguments.get("seed", model[0].get("seed") if model else None)
+        algorithm = model.algorithm or algorithm
+    saved = model.attributes if model is not None else {}
+    seed = arguments.get("seed", saved.get("seed"))
     seed = seed if isinstance(seed, int) and seed >= 0 else None
-    defaults = defaults_of(algorithm)
-    if zoo is not None:
-        return Settings(zoo[0], defaults, "config.yml"), algorithm, seed, arguments
+    defaults, n_dimensions = defaults_of(algorithm), saved.get("_n_dimensions")
+    if config is not None:
+        return Settings(config, defaults, "config.yml", n_dimensions=n_dimensions), algorithm, seed, arguments
     if model is not None and defaults is not None:
-        given = {name: value for name, value in model[0].items() if name in defaults}
-        return Settings(_without_resolved(given, model[0]), defaults, model[2]), algorithm, seed, arguments
-    return Settings({}, defaults, None), algorithm, seed, arguments
+        given = {name: value for name, value in saved.items() if name in defaults}
+        if saved.get("n_envs", 1) != 1:
+            given["n_envs"] = saved["n_envs"]
+        unread = (model.unread & {*defaults}) - RESOLVED
+        return (
+            Settings(_without_resolved(given, saved), defaults, model.file, unread, n_dimensions),
+            algorithm,
+            seed,
+            arguments,
+        )
+    return Settings({}, defaults, None, n_dimensions=n_dimensions), algorithm, seed, arguments
 
 
 def _without_resolved(given: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Without what was automatic when it was set, and what SB3 adds: a model file holds what an option stood for."""
-    automatic = data.get("_automatic_target_entropy", data.get("_minus_dimensions"))
+    n_dimensions = data.get("_n_dimensions")
+    automatic = data.get("_automatic_target_entropy", None if n_dimensions is None else -float(n_dimensions))
     values = dict(given)
     if values.get("target_entropy") == automatic:
         values.pop("target_entropy", None)

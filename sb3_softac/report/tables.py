@@ -75,7 +75,7 @@ def read_monitor(paths: Sequence[Path], notes: list[str]) -> tuple[Episodes | No
         found.sort(key=lambda episode: episode[2])
     first = min(starts, default=0.0)
     columns = np.array(found, dtype=np.float64).reshape(-1, 3)
-    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2] - first, first or None), env_id
+    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2] - first, first or None, len(paths)), env_id
 
 
 def _header(lines: list[str], env_id: str | None) -> tuple[float | None, str | None, list[str]]:

@@ -37,10 +37,12 @@ def run(
     known: bool = True,
     episodes: Episodes | None = None,
     evaluations: Evaluations | None = None,
+    n_dimensions: int | None = None,
+    unread: Sequence[str] = (),
     **metrics: Any,
 ) -> Run:
     """A run with settings; metrics by their names, with ``__`` for the slash."""
-    settings = Settings(given or {}, defaults_of(algorithm), "made" if known else None)
+    settings = Settings(given or {}, defaults_of(algorithm), "made" if known else None, frozenset(unread), n_dimensions)
     named = {name.replace("__", "/"): series(values) for name, values in metrics.items()}
     return Run("made", Path("made"), "Task-v0", algorithm, 0, named, episodes, evaluations, settings)
 

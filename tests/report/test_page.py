@@ -1,5 +1,6 @@
 """The command and its page: what it shows, that it needs no network, and what it says where there is nothing to show."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from stable_baselines3.common.monitor import Monitor
 
 import sb3_softac.report.command
 from sb3_softac.report import main
+from sb3_softac.report.discovery import read_run
+from sb3_softac.report.panels import mean_speed
 from tests.helpers import quick_model
 from tests.report.made import write_monitor, write_progress, write_run
 
@@ -80,9 +83,9 @@ def test_the_page_of_seeds_stands_alone(tmp_path: Path, capsys: pytest.CaptureFi
 def test_findings_have_evidence_by_run_and_advice(tmp_path: Path) -> None:
     for name, clipped in {"a": 0.5, "b": 0.6}.items():
         columns: dict[str, list[float]] = {
-            "time/total_timesteps": [1, 2],
-            "train/q_value": [1.0, 1.0],
-            "train/target_clipped": [clipped] * 2,
+            "time/total_timesteps": [1, 2, 3, 4, 5],
+            "train/q_value": [1.0] * 5,
+            "train/target_clipped": [clipped] * 5,
         }
         write_progress(tmp_path / name, columns)
     page = report([tmp_path / "a", tmp_path / "b"], tmp_path)
@@ -140,6 +143,29 @@ def test_runs_of_no_episode_of_one_and_with_nan(rows: list[tuple[float, int, flo
     assert page.says("There are values that are not finite.") == any(np.isnan(row[0]) for row in rows)
 
 
+def test_speed_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    """Random steps at the start are fast: 1,000 steps take 0.2 s, and 9,000 take 90."""
+    ends = np.cumsum([0.02] * 10 + [1.0] * 90)
+    write_monitor(tmp_path / "run", [(1.0, 100, float(end)) for end in ends])
+    made = read_run(tmp_path / "run", "run")
+    assert mean_speed(made) == pytest.approx(9_900 / (90.2 - 0.02))
+    assert report([tmp_path / "run"], tmp_path).says("110")
+
+
+def test_names_that_are_no_text_and_numbers_without_end(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    write_monitor(folder, [((-1) ** n * 1.7e308, 10, float(n + 1)) for n in range(40)])
+    assert report([folder], tmp_path).says("run?")
+
+
+def test_advice_for_other_algorithms_says_whose_options_it_names(tmp_path: Path) -> None:
+    columns = {"time/total_timesteps": [*range(1, 9)], "train/ent_coef": [2.0**n for n in range(8)]}
+    write_progress(tmp_path / "run", columns)  # by which it is of SB3's SAC
+    page = report([tmp_path / "run"], tmp_path)
+    assert page.says("α grows without end")
+    assert page.says("What to try names the options of SoftAC, not all of which SAC has.")
+
+
 def test_metrics_that_are_nan_throughout(tmp_path: Path) -> None:
     columns: dict[str, list[Any]] = {
         "time/total_timesteps": [1, 2],
@@ -193,6 +219,11 @@ class TestErrors:
             [str(tmp_path / "empty"), *output], capsys
         )
         assert not (tmp_path / "page.html").exists()
+
+    def test_a_name_that_is_too_long(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_run(tmp_path / "run")
+        output = str(tmp_path / ("x" * 300))
+        assert "which cannot be written: File name too long" in error([str(tmp_path / "run"), "--output", output], capsys)
 
     def test_one_folder_without_logs_among_others_is_a_note(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

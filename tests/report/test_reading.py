@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from stable_baselines3 import SAC
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import ResultsWriter
+from torch import nn
 
 from sb3_softac import SoftAC
 from sb3_softac.report.curves import band, rolling, thin
@@ -162,6 +164,7 @@ class TestSettings:
         assert read_yaml(path, []) == {"learning_rate": "lin_1e-3", "train_freq": (1, "episode")}
         path.write_text(f"a: {trap}\nb: !!python/name:os.system\nc: 1\n")
         read = read_yaml(path, [])
+        assert read is not None
         assert read["c"] == 1
         assert isinstance(read["a"], str)
         assert not Path("touched").exists()
@@ -170,8 +173,48 @@ class TestSettings:
     def test_what_is_no_config_is_said(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "config.yml").write_text(text)
         notes: list[str] = []
-        assert read_yaml(tmp_path / "config.yml", notes) == {}
+        assert read_yaml(tmp_path / "config.yml", notes) is None
         assert "config.yml could not be read" in notes[0]
+
+    def test_a_few_lines_that_stand_for_billions_of_values_are_refused(self, tmp_path: Path) -> None:
+        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+        lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+        (tmp_path / "config.yml").write_text("\n".join(lines) + "\n")
+        notes: list[str] = []
+        assert read_yaml(tmp_path / "config.yml", notes) is None
+        assert "config.yml could not be read" in notes[0]
+
+    def test_a_config_that_is_cut_off_says_nothing_and_a_model_beside_it_does(self, tmp_path: Path) -> None:
+        write_monitor(tmp_path, [(1.0, 10, 1.0)])
+        (tmp_path / "config.yml").write_text("- - gradient_steps\n  - 20\n- - policy_kwargs\n  - 'dict(layer")
+        (made,) = find_runs([tmp_path])
+        assert not made.settings.known
+        SoftAC("MlpPolicy", "Pendulum-v1", tau=0.5, buffer_size=10, device="cpu").save(tmp_path / "model")
+        (made,) = find_runs([tmp_path])
+        assert (made.settings.source, made.settings.get("tau"), made.settings.get("gradient_steps")) == ("model.zip", 0.5, 1)
+
+    @pytest.mark.parametrize("frequency", [8, (2, "episode")])
+    @pytest.mark.parametrize("cls", [SoftAC, SAC])
+    def test_what_a_model_file_holds_as_an_object(self, cls: Any, frequency: Any, tmp_path: Path) -> None:
+        """``train_freq`` is read; an option that is a function is not taken to have its default."""
+        write_monitor(tmp_path, [(1.0, 10, 1.0)])
+        kwargs = {"activation_fn": nn.Tanh}
+        env = make_vec_env("Pendulum-v1", 2) if frequency == 8 else make_vec_env("Pendulum-v1", 1)
+        model = cls("MlpPolicy", env, train_freq=frequency, policy_kwargs=kwargs, buffer_size=10, device="cpu")
+        model.save(tmp_path / "model")
+        (made,) = find_runs([tmp_path])
+        assert made.settings.get("train_freq") == frequency
+        assert made.settings.get("n_envs") == (2 if frequency == 8 else None)
+        assert made.settings.unread == {"policy_kwargs"}
+        assert made.settings.get("policy_kwargs") is None
+        assert made.settings.n_dimensions == 1
+
+    @pytest.mark.parametrize("cls", [A2C, PPO])
+    def test_on_policy_models_are_told_apart(self, cls: Any, tmp_path: Path) -> None:
+        write_monitor(tmp_path, [(1.0, 10, 1.0)])
+        cls("MlpPolicy", "CartPole-v1", gamma=0.9, device="cpu").save(tmp_path / "model")
+        (made,) = find_runs([tmp_path])
+        assert (made.algorithm, made.settings.get("gamma")) == (cls.__name__, 0.9)
 
     def test_values_in_python_are_taken_apart_and_not_run(self) -> None:
         assert literal("dict(net_arch=[64, 64], a=(1, -2.0))") == {"net_arch": [64, 64], "a": (1, -2.0)}
@@ -223,6 +266,55 @@ class TestFolders:
             ((label, group),) = group_runs(runs).items()
             assert (label, len(group)) == ("SAC, Task-v0", 2)
             assert group[0].settings.differing() == {"learning_rate": (0.1, 0.0003), "n_timesteps": (10, None)}
+
+    def seeds_side_by_side(self, logged: bool) -> None:
+        """Three runs of RL Zoo, begun within three seconds, with their event files in one folder."""
+        for seed in range(3):
+            folder = Path(f"logs{seed}") / "sac" / "Task-v0_1"
+            returns = [10.0 * seed + episode for episode in range(6)]
+            write_monitor(folder, [(value, 10, float(t + 1)) for t, value in enumerate(returns)], start=1000.0 + seed)
+            (folder / "Task-v0").mkdir()
+            (folder / "Task-v0" / "config.yml").write_text(yaml.dump(OrderedDict(tau=0.1)))
+            arguments = OrderedDict(algo="sac", env="Task-v0", seed=seed, tensorboard_log="tb")
+            (folder / "Task-v0" / "args.yml").write_text(yaml.dump(arguments))
+            events = Path("tb") / "Task-v0" / f"SAC_{seed + 1}"
+            logger = configure(str(events), ["tensorboard"])
+            for n_episodes in (4, 6) if logged else ():
+                logger.record("rollout/ep_rew_mean", np.mean(returns[:n_episodes]))
+                logger.record("time/episodes", n_episodes)
+                logger.record("train/ent_coef", float(seed))
+                logger.dump(10 * n_episodes)
+            if not logged:
+                logger.record("train/ent_coef", float(seed))
+                logger.dump(7)
+            logger.close()
+            (written,) = events.glob("events*")
+            written.rename(events / f"events.out.tfevents.{1003 + seed}.host.{seed}.0")
+
+    def test_seeds_that_began_together_have_their_own_metrics(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.seeds_side_by_side(logged=True)
+        for roots in (["logs0", "logs1", "logs2"], ["logs2"], ["logs1", "tb"], ["."]):
+            for made in find_runs([Path(root) for root in roots]):
+                if made.seed is not None:  # event files of seeds whose folder is not given are runs of their own
+                    assert set(made.metrics["train/ent_coef"].values) == {float(made.seed)}
+
+    def test_without_returns_they_are_dealt_out_in_the_order_of_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.seeds_side_by_side(logged=False)
+        runs = find_runs([Path(f"logs{seed}") for seed in range(3)])
+        assert [made.metrics["train/ent_coef"].values.tolist() for made in runs] == [[0.0], [1.0], [2.0]]
+
+    def test_a_run_that_logged_no_metrics_has_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.seeds_side_by_side(logged=True)
+        path = Path("logs0/sac/Task-v0_1/Task-v0/args.yml")
+        path.write_text(yaml.dump(OrderedDict(algo="sac", env="Task-v0", seed=0, tensorboard_log="")))
+        for made in find_runs([Path(".")]):
+            if made.seed == 0:
+                assert made.metrics == {}
 
     def test_evaluations_and_tensorboard_below_a_run_belong_to_it(self, tmp_path: Path) -> None:
         write_monitor(tmp_path, [(1.0, 10, 5.0)])

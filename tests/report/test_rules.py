@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sb3_softac import SoftAC, SoftACPolicy
 from sb3_softac.algorithm import MOST_CLIPPED
 from sb3_softac.report import rules_runs, rules_values
-from sb3_softac.report.data import Run
+from sb3_softac.report.data import Run, Series
 from sb3_softac.report.rules import RULES, judge
 from sb3_softac.report.verdicts import FEWEST, Finding, Rule, Unknown
 from sb3_softac.schedules import parse_schedule
@@ -26,6 +27,7 @@ SICK: dict[str, list[Run]] = {
     "no-updates": [
         run(given={"learning_starts": 5000}, episodes=episodes([1.0] * 20)),  # 2,000 steps, and nothing else is known
         run(known=False, rollout__ep_rew_mean=1.0),
+        run(algorithm=None, rollout__ep_rew_mean=1.0, time__episodes=3),  # SB3's off-policy algorithms count episodes
     ],
     "not-finite": [
         run(train__critic_loss=lambda share: np.nan if share > 0.5 else 1.0),
@@ -49,12 +51,20 @@ SICK: dict[str, list[Run]] = {
         ),
         run(train__q_value=lambda share: 900 * share, episodes=episodes([100.0] * 400)),  # 1 for each step: 100
         run(algorithm="SAC", train__actor_loss=lambda share: -900 * share, episodes=episodes([100.0] * 400)),
+        run(
+            algorithm="SAC",
+            n_dimensions=1,
+            train__ent_coef=0.1,  # whose bonus is 7 at most
+            train__actor_loss=lambda share: -900 * share,
+            episodes=episodes([100.0] * 400),
+        ),
     ],
     "targets-clipped": [run(train__target_clipped=0.2)],
     "gradients-exploding": [
         run(train__grad_norm_critic=lambda share: 10 ** (8 * share), train__grad_norm_actor=1.0),
         run(train__grad_norm_critic=1.0, train__grad_norm_actor=lambda share: 10 ** (8 * share)),
         run(algorithm="SAC", train__critic_loss=lambda share: 10 ** (8 * share)),
+        run(algorithm="SAC", train__critic_loss=lambda share: 10 ** (8 * share), episodes=episodes([1.0] * 400)),
     ],
     "alpha-growing": [run(train__ent_coef=lambda share: float(np.exp(6 * share)))],
     "alpha-at-bound": [run(given={"ent_coef_max": 0.5}, train__ent_coef=0.5), run(train__ent_coef=0.0)],
@@ -80,7 +90,10 @@ SICK: dict[str, list[Run]] = {
     ],
 }
 WELL: dict[str, list[Run]] = {
-    "no-updates": [run(given={"learning_starts": 5000}, train__critic_loss=1.0)],
+    "no-updates": [
+        run(given={"learning_starts": 5000}, train__critic_loss=1.0),
+        run(algorithm=None, train__loss=1.0, time__episodes=3),
+    ],
     "not-finite": [run(train__critic_loss=1.0, episodes=episodes([1.0]))],
     "below-random": [
         run(
@@ -96,11 +109,23 @@ WELL: dict[str, list[Run]] = {
         # the entropy bonus: 0.1 · 50 · 0.99/0.01 = 495
         run(train__q_value=500.0, rollout__discounted_return=20.0, train__ent_coef=0.1, train__entropy=50.0),
         run(train__q_value=90.0, episodes=episodes([100.0] * 400)),
+        # SB3 logs no entropy: uniform actions have the bonus 0.1 · log 2 · 0.99/0.01 = 6.9
+        run(algorithm="SAC", n_dimensions=1, train__ent_coef=0.1, train__actor_loss=-3.0, episodes=episodes([-0.01] * 400)),
+        run(
+            train__q_value=lambda share: 100 * share,
+            given={"normalize": {"norm_obs": True, "norm_reward": False}},
+            episodes=episodes([100.0] * 400),
+        ),
     ],
     "targets-clipped": [run(train__target_clipped=0.01), run(train__q_value=1.0)],
     "gradients-exploding": [
         run(train__grad_norm_critic=lambda share: 1 + 10 * share, train__grad_norm_actor=1.0),
         run(train__grad_norm_critic=lambda share: 1000.0 if share > 0.4 else 1.0),  # larger, but no longer growing
+        # a task that is solved for the first time
+        run(
+            train__critic_loss=lambda share: 1.3 if share > 0.72 else 2e-4,
+            episodes=episodes([*[-3.0] * 288, *[90.0] * 112]),
+        ),
     ],
     "alpha-growing": [run(train__ent_coef=lambda share: min(0.1 + share, 0.5)), run(train__ent_coef=lambda share: 1 - share)],
     "alpha-at-bound": [run(given={"ent_coef_max": 0.5}, train__ent_coef=0.2), run(train__ent_coef=0.01)],
@@ -121,6 +146,7 @@ WELL: dict[str, list[Run]] = {
         run(given={"gradient_steps": 20, "target_subset": 2}),
         run(given={"gradient_steps": 20, "policy_kwargs": {"encoder": "simba"}}),
         run(given={"gradient_steps": 20, "n_envs": 10}),
+        run(given={"gradient_steps": -1, "train_freq": 4}),
     ],
     "learning-rate-gone": [
         run(train__learning_rate=lambda share: 1e-3 * (1 - share)),  # it ends at 0, but is not there for long
@@ -128,7 +154,13 @@ WELL: dict[str, list[Run]] = {
     ],
 }
 SILENT: dict[str, list[Run]] = {
-    "no-updates": [run(known=False), run(algorithm="PPO", rollout__ep_rew_mean=1.0)],
+    "no-updates": [
+        run(known=False),
+        run(algorithm="PPO", rollout__ep_rew_mean=1.0),
+        run(algorithm=None, rollout__ep_rew_mean=1.0, time__iterations=1),
+        # 19 of 20 environments may be far into their next episode
+        run(given={"learning_starts": 5000}, episodes=replace(episodes([1.0] * 20, 200), n_envs=20)),
+    ],
     "not-finite": [run()],
     "below-random": [
         run(episodes=episodes([1.0] * 20)),  # no episode ends within 100 steps
@@ -138,12 +170,18 @@ SILENT: dict[str, list[Run]] = {
     "values-above-returns": [
         run(train__q_value=1e6),
         run(train__q_value=1e6, given={"normalize": True}, episodes=episodes([1.0] * 50)),
+        run(algorithm="SAC", train__ent_coef=0.1, train__actor_loss=-1e6, episodes=episodes([1.0] * 50)),
     ],
     "timeouts-as-ends": [
         run(episodes=episodes([1.0] * 20, 50)),
         run(episodes=episodes([1.0] * 5, 50), rollout__timeout_rate=0),
     ],
-    "many-updates": [run(known=False), run(known=False, train__n_updates=lambda share: 8 * 39_000 * share)],
+    "many-updates": [
+        run(known=False),
+        run(known=False, train__n_updates=lambda share: 8 * 39_000 * share),
+        run(given={"train_freq": (1, "episode")}),
+        run(given={"gradient_steps": 20}, unread=("policy_kwargs",)),
+    ],
     "log-std-at-bound": [run(given={"use_sde": True}, train__log_std=-30.0)],
 }
 
@@ -169,6 +207,20 @@ def test_a_run_without_it_has_no_finding(name: str, made: Run) -> None:
 @pytest.mark.parametrize(("name", "made"), cases(SILENT))
 def test_what_the_logs_do_not_hold_is_said(name: str, made: Run) -> None:
     assert isinstance(DECIDE[name](made), Unknown)
+
+
+def test_what_explodes_while_returns_rise_is_a_hint() -> None:
+    rising = run(train__grad_norm_critic=lambda share: 10 ** (8 * share), episodes=episodes([*range(400)]))
+    finding = rules_values.gradients_exploding(rising)
+    assert isinstance(finding, Finding)
+    assert finding.is_hint
+
+
+def test_a_run_that_goes_on_from_an_agent_has_its_updates_counted_from_there() -> None:
+    """One row says nothing of a ratio, and options do."""
+    made = run(given={"learning_starts": 100})
+    made.metrics["train/n_updates"] = Series(np.array([500.0]), np.array([100_400.0]))
+    assert rules_runs.many_updates(made) is None
 
 
 def test_every_rule_has_runs_of_both_kinds() -> None:

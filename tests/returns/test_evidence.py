@@ -53,11 +53,14 @@ class TestTables:
         assert second.splitlines()[-1] == "| sb3 | 800 | 950 | 1000 | 917 | 917 | 0.1 |"
 
     def test_the_tables_of_the_documentation(self) -> None:
-        """As they stand there; the oldest file has neither settings nor evaluations."""
+        """As they stand there."""
         text = (ROOT / "docs" / "benchmarks.md").read_text()
         for name in ("cartpole", "acrobot"):
             assert tables.table(tables.load([ROOT / "docs" / f"returns-{name}.csv"])) in text
-        assert "| SB3 SAC |" in tables.table(tables.load([ROOT / "docs" / "returns-halfcheetah.csv"]))
+
+    def test_the_first_files_had_neither_settings_nor_evaluations(self, tmp_path: Path) -> None:
+        (tmp_path / "rows.csv").write_text("variant,env,steps,seed,return,alpha\nSB3 SAC,Pendulum-v1,100,0,-9.6,0.5\n")
+        assert "| SB3 SAC | -10 | -10 |  | 0.5 |" in tables.table(tables.load([tmp_path / "rows.csv"]))
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -247,6 +250,13 @@ class TestRliable:
         ("--env Pendulum-v1 --output {}", "`--output` is .*, which cannot be written: it is a folder"),
         ("--table {}/none.csv", "is not there"),
         ("--plan {}/none.yml", "cannot be read"),
+        ("--set tau=[ --output y.csv", r"`--set` is 'tau=\[', but it must be NAME=VALUE, with the value as YAML has it"),
+        ("--env Pendulum-v1 --output {}/y.csv --checkpoints {}/file", "`--checkpoints` is .*, which cannot be written"),
+        ("--table docs/returns-acrobot.csv --plot {}/file/x.png", "`--plot` is .*, which cannot be written"),
+        ("--table docs/returns-acrobot.csv --plot {}/x.xyz", "`--plot` is .*, but it must be a file that ends in one of"),
+        ("--table {}/short.csv --plot {}/x.png", "There are rows without a curve"),
+        ("--evidence {}/short.csv", "There are rows without a curve on Pendulum-v1"),
+        ("--random --env Pendulum-v1 Nothing-v0", "The task 'Nothing-v0' cannot be made, and no run has begun"),
     ],
 )
 def test_contradictions(
@@ -257,9 +267,13 @@ def test_contradictions(
     def would_run(*_: Any) -> None:
         raise AssertionError("a run has begun")
 
+    (tmp_path / "file").touch()
+    lines = ["variant,env,steps,seed,return", *(f"SoftAC,Pendulum-v1,100,{seed},-1.5" for seed in range(2))]
+    (tmp_path / "short.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr("harness.pool.Pool.perform", would_run)
+    monkeypatch.setattr("harness.references.random_returns", would_run)
     with pytest.raises(SystemExit, match="2"):
-        call(monkeypatch, *arguments.format(tmp_path).split())
+        call(monkeypatch, *arguments.replace("{}", str(tmp_path)).split())
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("returns.py: error: ")
     assert re.search(message, last)

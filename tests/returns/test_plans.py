@@ -1,5 +1,6 @@
 """Plans: what they consist of, what they refuse, and that those of the repository can be run."""
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
@@ -77,6 +78,10 @@ def test_a_run_is_known_by_its_settings_only() -> None:
         ({"steps": 5}, "steps` is 5, but it must be an integer of at least 10"),
         ({"zoo": "yes please"}, "zoo` is 'yes please', but it must be True or False"),
         ({"set": [1]}, "set` is .*, but it must be settings by their names"),
+        ({"set": {"learning_starts": datetime.date(2020, 1, 1)}}, "set` is .*, but it must be settings of texts, numbers"),
+        ({"variants": [{"name": "x", "base": "SoftAC", "set": 5}]}, "set` is 5, but it must be settings by their names"),
+        ({"variants": [{"name": "x", "base": ["SoftAC"]}]}, r"base of a variant` is \['SoftAC'\], but it must be a text"),
+        ({"variants": [{"name": 5, "base": "SoftAC"}]}, "name of a variant` is 5, but it must be a text"),
     ],
 )
 def test_a_group_that_makes_no_sense(group: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -91,10 +96,15 @@ def test_a_group_that_makes_no_sense(group: dict[str, Any], message: str, tmp_pa
         ("run: []", "has the key 'run', but it may have only output, runs"),
         ("output: x.csv", "has no key 'runs'"),
         ("", "must have output, runs"),
+        ("runs: \xff", "plan.yml' cannot be read"),
+        (
+            "output: 5\nruns: [{variants: [SoftAC], tasks: [Pendulum-v1], seeds: 1, steps: 10}]",
+            "output` is 5, but it must be the name",
+        ),
     ],
 )
 def test_a_file_that_is_no_plan(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "plan.yml").write_text(text)
+    (tmp_path / "plan.yml").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=message):
         read_plan(tmp_path / "plan.yml")
 

@@ -77,6 +77,10 @@ def test_a_last_line_that_is_cut(cut: int, tmp_path: Path) -> None:
         (OLD + "SoftAC,Pendu\r\nSoftAC,Pendulum-v1,100,1,-1.5,{}\r\n", r"is cut in line 2 \(2 of 6 columns\)"),
         ("variant,env\r\n", "has no column 'steps'"),
         ("var", "has no column 'variant'"),
+        (OLD + "SoftAC,Pendulum-v1,100,x,-1.5,{}\r\n", "has in line 2 the seed 'x', which must be a whole number"),
+        (OLD + "SoftAC,Pendulum-v1,1e5,1,-1.5,{}\r\n", "has in line 2 the steps '1e5'"),
+        (OLD + "SoftAC,Pendulum-v1,100,1,high,{}\r\n", "has in line 2 a return, curve or settings that cannot be read"),
+        (OLD + "SoftAC,Pendulum-v1,100,1,-1.5,{bad\r\n", "has in line 2 a return, curve or settings that cannot be read"),
     ],
 )
 def test_a_file_that_is_damaged_is_not_written_to(text: str, message: str, tmp_path: Path) -> None:
