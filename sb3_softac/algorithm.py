@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_softac import replay
 from sb3_softac.arguments import check_count
-from sb3_softac.arguments.policy import DEFAULT_HEAD
 from sb3_softac.collect import FACTS, check_statistics, check_vector, warn_of_no_overlap
 from sb3_softac.distributed import DistributedAlgorithm
 from sb3_softac.engine import AsyncMetrics, Engine, Metrics, UpdateFlags, restart_optimizer
@@ -318,7 +317,7 @@ class SoftAlgorithm(DistributedAlgorithm):
         if share <= MOST_CLIPPED or "target_clipped" in self._runtime.warned:
             return
         self._runtime.warned.add("target_clipped")
-        bounds = self.policy_kwargs.get("value_range", DEFAULT_HEAD["value_range"])
+        bounds = self.policy.head_kwargs["value_range"]
         warnings.warn(
             f"{share:.0%} of the targets lie outside of `value_range`={bounds} and are clamped to it: a larger "
             "`policy_kwargs['value_range']`, or a smaller `reward_scale`, lets the critics see them.",

@@ -381,10 +381,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
-def get(name: str, **overrides: Any) -> dict[str, Any]:
+#: arguments, and those in ``policy_kwargs``, that have no meaning with discrete actions
+_CONTINUOUS_ONLY = ("target_entropy", "noise_repeat")
+_CONTINUOUS_ONLY_POLICY = ("log_std_init", "log_std_mode", "log_std_bounds", "log_std_bounding")
+
+
+def get(name: str, *, discrete_actions: bool = False, **overrides: Any) -> dict[str, Any]:
     """The arguments of a preset, with some replaced.
 
     :param name: name of the preset, such as ``"spinningup"``
+    :param discrete_actions: leave out what only continuous actions have: log σ, the repetition of noise, and a target entropy
+        that counts the dimensions of actions, instead of which there is ``target_entropy_scale``·log|A|
     :param overrides: arguments that replace those of the preset; ``policy_kwargs`` are replaced one by one
     :return: keyword arguments of ``SoftAC``, or of ``SoftQL``
     :raises ValueError: unknown name
@@ -392,5 +399,9 @@ def get(name: str, **overrides: Any) -> dict[str, Any]:
     every = {**PRESETS, **SOFTQL_PRESETS}
     if not isinstance(name, str) or name not in every:
         raise ValueError(f"`preset` is {name!r}, but it must be one of {', '.join(map(repr, every))}.")
-    policy_kwargs = {**every[name]["policy_kwargs"], **(overrides.get("policy_kwargs") or {})}
-    return {**every[name], **overrides, "policy_kwargs": policy_kwargs}
+    arguments: Mapping[str, Any] = every[name]
+    policy_kwargs: Mapping[str, Any] = arguments["policy_kwargs"]
+    if discrete_actions:
+        arguments = {key: value for key, value in arguments.items() if key not in _CONTINUOUS_ONLY}
+        policy_kwargs = {key: value for key, value in policy_kwargs.items() if key not in _CONTINUOUS_ONLY_POLICY}
+    return {**arguments, **overrides, "policy_kwargs": {**policy_kwargs, **(overrides.get("policy_kwargs") or {})}}

@@ -15,16 +15,18 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_softac.algorithm import LearningRate, SoftAlgorithm
 from sb3_softac.arguments import DEFAULT_LEARNING_RATE, DEFAULT_TARGET_ENTROPY_SCALE
+from sb3_softac.arguments.checks import refuse
 from sb3_softac.arguments.soft_ac import (
     check_architecture,
     check_arguments,
+    check_critics,
     warn_of_joint_bootstrap,
     warn_of_many_updates,
 )
 from sb3_softac.configuration import ConfiguredAlgorithm, policy_network, require_environment
 from sb3_softac.engine import Compile, Precision
 from sb3_softac.files import conversion, to_sb3, warm_start
-from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
+from sb3_softac.networks import SB3_EQUIVALENTS, CnnPolicy, Encoder, MlpPolicy, MultiInputPolicy, SoftACPolicy, ValueNetwork
 from sb3_softac.update import (
     ActorCriticSettings,
     ActorCriticUpdate,
@@ -277,24 +279,27 @@ class SoftAC(SoftAlgorithm):
 
     def _setup_model(self) -> None:
         if self.bootstrap == "joint":
+            if self.policy_kwargs.get("target_networks"):
+                refuse("policy_kwargs['target_networks']", True, "False with `bootstrap='joint'`, which has none")
             self.policy_kwargs = {**self.policy_kwargs, "target_networks": False}
         super()._setup_model()
         warn_of_joint_bootstrap(self.bootstrap, bool(batch_norm_layers(self.critic)))
-        if not self._runtime.set_up.weights_follow:  # of a new model
-            warn_of_many_updates(self._options(), self.n_envs)
-        self._check_target_subset()
+        self._check_critics(warn=not self._runtime.set_up.weights_follow)  # a new model
 
-    def _check_target_subset(self) -> None:
-        if self.target_subset is not None and self.target_subset > self.critic.n_critics:
-            raise ValueError(
-                f"`target_subset` is {self.target_subset}, but it must be at most `n_critics`={self.critic.n_critics}."
-            )
+    def _check_critics(self, warn: bool) -> None:
+        options = self._options()
+        check_critics(options, self.critic, self.policy.critic_head)
+        if options["batch_size"] == 1 and any(
+            batch_norm_layers(network) for network in self.policy.trained_networks().values()
+        ):
+            raise ValueError("`batch_size` is 1, but it must be at least 2 with batch normalisation, which needs a variance.")
+        if warn:
+            encoders = [module for module in self.critic.modules() if isinstance(module, Encoder)]
+            warn_of_many_updates(options, self.n_envs, all(encoder.normalizes for encoder in encoders))
 
     def _apply_options(self, changed: Any) -> None:
         super()._apply_options(changed)
-        if not changed.isdisjoint(("gradient_steps", "train_freq")):
-            warn_of_many_updates(self._options(), self.n_envs)
-        self._check_target_subset()
+        self._check_critics(warn=not changed.isdisjoint(("gradient_steps", "train_freq")))
 
     def _make_update(self) -> Update:
         settings = ActorCriticSettings(

@@ -1,5 +1,6 @@
 """Bad input: one clear ValueError each, at construction, before any environment step."""
 
+import re
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from stable_baselines3.sac import policies as sb3_policies
 from torch import nn
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftAC, SoftACPolicy
-from tests.helpers import DICT, RandomDiscreteEnv, RandomEnv, SpaceEnv, make_model
+from tests.helpers import DICT, RandomDiscreteEnv, RandomEnv, SpaceEnv, fill_buffer, make_model
 
 ONE_BAD_ARGUMENT: list[tuple[str, Any]] = [
     ("learning_rate", -1e-3),
@@ -323,10 +324,45 @@ def test_compile_takes_booleans_of_numpy() -> None:
         ),
         ("normalization", {"policy_kwargs": {"normalization": "group"}}),
         ("normalization", {"policy_kwargs": {"normalization": {"vf": "layer"}}}),
+        ("normalization", {"value_network": True, "policy_kwargs": {"normalization": {"vf": "layer"}, "encoder": "simba"}}),
+        ("normalization", {"policy_kwargs": {"normalization": "layer", "net_arch": []}}),
+        ("normalization", {"policy_kwargs": {"normalization": {"pi": "layer"}, "net_arch": {"pi": [], "qf": [8]}}}),
+        ("layer_norm", {"policy_kwargs": {"layer_norm": True, "net_arch": []}}),
+        ("dropout_rate", {"policy_kwargs": {"dropout_rate": 0.1, "net_arch": {"pi": [8], "qf": []}}}),
+        ("encoder", {"policy_kwargs": {"encoder": np.array(["simba"])}}),
+        ("value_range", {"policy_kwargs": {"value_range": (1e8, 1e8 + 1e-3), "critic_head": "categorical"}}),
+        ("value_range", {"policy_kwargs": {"value_range": np.array([1.0, -1.0]), "critic_head": "categorical"}}),
+        ("n_quantiles", {"policy_kwargs": {"n_quantiles": 2.5, "critic_head": "quantile"}}),
+        (
+            "top_quantiles_to_drop_per_net",
+            {"policy_kwargs": {"n_quantiles": np.int64(2), "critic_head": "quantile"}},
+        ),
+        ("policy_kwargs['target_networks']", {"bootstrap": "joint", "policy_kwargs": {"target_networks": True}}),
+        ("optimizer_kwargs", {"policy_kwargs": {"optimizer_kwargs": {"betas": 0.5}}}),
+        ("optimizer_kwargs", {"policy_kwargs": {"optimizer_kwargs": {"betas": (0.5, 1.5)}}}),
+        ("optimizer_kwargs", {"policy_kwargs": {"optimizer_kwargs": {"qf": {"weight_decay": -1}}}}),
         ("layer_norm", {"policy_kwargs": {"normalization": "batch", "layer_norm": True}}),
         ("target_networks", {"policy_kwargs": {"target_networks": 1}}),
     ],
 )
 def test_building_blocks_that_do_not_exist(name: str, kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` is .*, but it must be "):
+    with pytest.raises(ValueError, match=f"`{re.escape(name)}` is .*, but it must be "):
         make_model(env=NeverStepped(), **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the targets lie outside")  # of atoms at the ends, which any reward moves
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"critic_head": "quantile", "n_quantiles": 5.0},
+        {"critic_head": "categorical", "n_atoms": 11.0, "value_range": np.array([-30.0, 30.0])},
+        {"critic_head": "quantile", "n_quantiles": np.int64(3)},
+        {"normalization": "batch", "net_arch": []},  # of the inputs
+        {"normalization": "layer", "net_arch": {"pi": [], "qf": [8]}},  # where there are layers
+    ],
+)
+def test_numbers_of_any_type_and_networks_of_any_depth(kwargs: dict[str, Any]) -> None:
+    model = make_model(compile=False, policy_kwargs=kwargs)
+    fill_buffer(model, 50)
+    model.train(2, batch_size=8)
+    assert {type(size) for size in (model.policy.head_kwargs["n_quantiles"], model.policy.head_kwargs["n_atoms"])} == {int}

@@ -5,7 +5,10 @@ networks of ``tests.reference``.
 """
 
 import math
+import re
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -541,6 +544,29 @@ class TestOverrides:
     def test_what_discrete_actions_cannot_have(self) -> None:
         with pytest.raises(ValueError, match=r"`log_std_init` is -9\.0, .* with discrete actions"):
             make("spinningup_v1", env=RandomDiscreteEnv())
+
+    def test_the_page_names_the_presets_that_discrete_actions_refuse(self) -> None:
+        text = (Path(__file__).parents[1] / "docs" / "presets.md").read_text().replace("\n", " ")
+        (sentence,) = re.findall(r"With discrete actions ([^.]*) are refused as they stand", text)
+        refused = []
+        for name in presets.PRESETS:
+            try:
+                SoftAC("MlpPolicy", RandomDiscreteEnv(), **presets.get(name, buffer_size=10, device="cpu", compile=False))
+            except ValueError:
+                refused.append(name)
+        assert re.findall(r"`(\w+)`", sentence) == refused
+
+    @pytest.mark.parametrize("name", presets.PRESETS)
+    def test_every_preset_can_have_discrete_actions(self, name: str) -> None:
+        small = {} if "encoder" not in presets.PRESETS[name]["policy_kwargs"] else {"net_arch": [8, 8]}
+        arguments = presets.get(name, discrete_actions=True, buffer_size=300, batch_size=8, policy_kwargs=small)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = SoftAC("MlpPolicy", RandomDiscreteEnv(), device="cpu", compile=False, **arguments)
+            fill_buffer(model)
+            model.set_logger(Logger(None, []))
+            model.train(1)
+        assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
 class TestInRLZoo:

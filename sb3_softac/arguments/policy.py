@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -78,22 +78,26 @@ def _check_activation(activation_fn: Any) -> None:
         refuse("activation_fn", activation_fn, "without parameters, which all critics would share")
 
 
-def _check_building_blocks(arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...]) -> None:
-    """Encoders and heads are names, or user-defined classes."""
+def _check_building_blocks(
+    arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...], value_network: bool
+) -> dict[str, Any]:
+    """Encoders and heads are names, or user-defined classes; the sizes of the head in normal form."""
     encoder = arguments["encoder"]
     if isinstance(encoder, dict) and not set(encoder) <= {"pi", "qf"}:
         refuse("encoder", encoder, "a name, a class, or a dict with the keys 'pi' and 'qf'")
     for chosen in encoder.values() if isinstance(encoder, dict) else [encoder]:
-        if chosen not in encoders and not (isinstance(chosen, type) and hasattr(chosen, "build")):
+        if not (isinstance(chosen, str) and chosen in encoders) and not (
+            isinstance(chosen, type) and hasattr(chosen, "build")
+        ):
             refuse("encoder", chosen, f"one of {', '.join(map(repr, encoders))}, or a subclass of sb3_softac.networks.Encoder")
     for network in ("pi", "qf"):
         _check_encoder(network, encoder.get(network, "mlp") if isinstance(encoder, dict) else encoder, arguments)
-    _check_normalization(arguments)
+    _check_normalization(arguments, value_network)
     head = arguments["critic_head"]
-    if head not in heads and not (isinstance(head, type) and hasattr(head, "expected_value")):
+    if not (isinstance(head, str) and head in heads) and not (isinstance(head, type) and hasattr(head, "expected_value")):
         allowed = f"one of {', '.join(map(repr, heads))}, or a subclass of sb3_softac.networks.CriticHead"
         refuse("critic_head", head, allowed)
-    _check_head(head, arguments)
+    return _check_head(head, arguments)
 
 
 def _check_encoder(network: str, encoder: Any, arguments: Mapping[str, Any]) -> None:
@@ -101,11 +105,16 @@ def _check_encoder(network: str, encoder: Any, arguments: Mapping[str, Any]) -> 
     if encoder == "mlp":
         return
     normalization = arguments["normalization"]
-    if isinstance(normalization, Mapping):
-        normalization = normalization.get(network)
-    unused = {"normalization": normalization}
+    of_network, of_value_network = (
+        normalization.get(key) if isinstance(normalization, Mapping) else normalization for key in (network, "vf")
+    )
+    unused = {"normalization": of_network}
     if network == "qf":
-        unused |= {"layer_norm": arguments["layer_norm"], "dropout_rate": arguments["dropout_rate"]}
+        unused |= {
+            "normalization": of_network or of_value_network,
+            "layer_norm": arguments["layer_norm"],
+            "dropout_rate": arguments["dropout_rate"],
+        }
     for name, value in unused.items():
         if value:
             default = {"layer_norm": "False", "dropout_rate": "0.0"}.get(name, "None")
@@ -127,10 +136,11 @@ def _check_encoder(network: str, encoder: Any, arguments: Mapping[str, Any]) -> 
                 refuse(name, arguments[name], allowed)
 
 
-def _check_normalization(arguments: Mapping[str, Any]) -> None:
+def _check_normalization(arguments: Mapping[str, Any], value_network: bool) -> None:
     normalization = arguments["normalization"]
-    if isinstance(normalization, Mapping) and not set(normalization) <= {"pi", "qf"}:
-        refuse("normalization", normalization, "a name, None, or a dict with the keys 'pi' and 'qf'")
+    if isinstance(normalization, Mapping) and not set(normalization) <= set(NETWORKS if value_network else NETWORKS[:2]):
+        keys = "the keys 'pi', 'qf' and, with `value_network=True` only, 'vf'"
+        refuse("normalization", normalization, f"a name, None, or a dict with {keys}")
     for chosen in normalization.values() if isinstance(normalization, Mapping) else [normalization]:
         if chosen not in (None, "layer", *BATCH_NORMS):
             refuse("normalization", chosen, f"None, 'layer', {', '.join(map(repr, BATCH_NORMS))}, or a dict of these")
@@ -139,21 +149,44 @@ def _check_normalization(arguments: Mapping[str, Any]) -> None:
         refuse("layer_norm", True, f"False with `normalization`={normalization!r}")
 
 
-def _check_head(head: Any, arguments: Mapping[str, Any]) -> None:
-    """The sizes of a distribution, which only heads of ours have."""
+def _check_that_there_are_layers(arguments: Mapping[str, Any], net_arch: Any, value_network: bool) -> None:
+    """Linear networks have no hidden layers to normalise, or whose units to drop; batch normalisation is of inputs, too."""
+    units = {key: net_arch[key] if isinstance(net_arch, dict) else net_arch for key in ("pi", "qf")}
+    if value_network:
+        units["vf"] = net_arch.get("vf", units["qf"]) if isinstance(net_arch, dict) else net_arch
+    normalization = arguments["normalization"]
+    wanted = (
+        normalization if isinstance(normalization, Mapping) else {"pi": normalization}
+    )  # a name is for all that have layers
+    has_layers = {key: bool(units[key]) if isinstance(normalization, Mapping) else any(units.values()) for key in wanted}
+    if any(value == "layer" and not has_layers[key] for key, value in wanted.items()):
+        refuse("normalization", normalization, f"None with `net_arch`={arguments['net_arch']!r}, which has no hidden layers")
+    for name, default in (("layer_norm", False), ("dropout_rate", 0.0)):
+        if arguments[name] != default and not units["qf"]:
+            refuse(name, arguments[name], f"{default} with `net_arch`={arguments['net_arch']!r}, by which critics are linear")
+
+
+def _check_head(head: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a distribution, which only heads of ours have, in normal form."""
     belongs = {"n_quantiles": "quantile", "n_atoms": "categorical", "value_range": "categorical"}
-    for name, owner in belongs.items():
-        value = tuple(arguments[name]) if isinstance(arguments[name], list) else arguments[name]
-        if head != owner and value != DEFAULT_HEAD[name]:
-            refuse(name, value, f"{DEFAULT_HEAD[name]!r} with `critic_head`={head!r}, which would ignore it")
-    check_count("n_quantiles", arguments["n_quantiles"], 1)
-    check_count("n_atoms", arguments["n_atoms"], 2)
     bounds = arguments["value_range"]
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+    if not isinstance(bounds, tuple | list | np.ndarray) or np.shape(bounds) != (2,):
         refuse("value_range", bounds, "a pair (low, high)")
-    low, high = (check_real("value_range", bound) for bound in bounds)
+    normal: dict[str, Any] = {
+        "n_quantiles": check_count("n_quantiles", arguments["n_quantiles"], 1),
+        "n_atoms": check_count("n_atoms", arguments["n_atoms"], 2),
+        "value_range": tuple(check_real("value_range", bound) for bound in bounds),
+    }
+    for name, owner in belongs.items():
+        if head != owner and normal[name] != DEFAULT_HEAD[name]:
+            refuse(name, normal[name], f"{DEFAULT_HEAD[name]!r} with `critic_head`={head!r}, which would ignore it")
+    low, high = normal["value_range"]
     if not low < high:
         refuse("value_range", bounds, "a pair (low, high) with low below high")
+    if not (np.diff(np.linspace(low, high, normal["n_atoms"], dtype=np.float32)) > 0.0).all():
+        allowed = f"a pair (low, high) with room for `n_atoms`={normal['n_atoms']} different numbers in float32"
+        refuse("value_range", bounds, allowed)
+    return normal
 
 
 def is_for_each(value: Any) -> bool:
@@ -189,32 +222,48 @@ def _check_optimizers(arguments: Mapping[str, Any], value_network: bool) -> None
             refuse(
                 "optimizer_kwargs", options, "a dict of options, or a dict with one of these for each of 'pi', 'qf' and 'vf'"
             )
-        _check_options_of_optimizer(cls, given or {})
+        _check_options_of_optimizer(network, cls, given or {})
 
 
-def _check_options_of_optimizer(cls: Any, options: Mapping[str, Any]) -> None:
+def _check_options_of_optimizer(network: str, cls: Any, options: Mapping[str, Any]) -> None:
     if "lr" in options:
         refuse("optimizer_kwargs", dict(options), "without lr: `learning_rate` and the options for each network set it")
     parameters = inspect.signature(cls).parameters if options else {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    unknown = [name for name in options if name not in parameters or name == "params"]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [] if takes_any else [name for name in options if name not in parameters or name == "params"]
     if unknown:
         names = ", ".join(name for name in parameters if name not in ("params", "lr"))
         made = getattr(cls, "__name__", cls)
         raise ValueError(f"`optimizer_kwargs` contains {unknown[0]!r}, which {made} does not take. Allowed are {names}.")
+    if not options:
+        return
+    try:
+        cls([th.zeros(1, requires_grad=True)], lr=1e-3, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        made = getattr(cls, "__name__", cls)
+        raise ValueError(
+            f"`optimizer_kwargs` is {dict(options)!r} for {network!r}, but it must be what {made} takes, which says: {error}"
+        ) from error
+
+
+class NetworkArguments(NamedTuple):
+    """Policy arguments in normal form."""
+
+    n_critics: int
+    net_arch: list[int] | dict[str, list[int]]
+    head: dict[str, Any]  # n_quantiles, n_atoms, value_range
 
 
 def check_network_arguments(
     arguments: Mapping[str, Any], encoders: tuple[str, ...], heads: tuple[str, ...], value_network: bool = False
-) -> tuple[int, list[int] | dict[str, list[int]]]:
+) -> NetworkArguments:
     """Check the policy arguments that every algorithm has.
 
     :param arguments: argument values by name
     :param encoders: names of encoders
     :param heads: names of critic heads
     :param value_network: whether there is a value network
-    :return: ``n_critics`` and ``net_arch``, with integers
+    :return: those that have a normal form
     :raises ValueError: a value out of range, or options that contradict each other
     """
     for name in ("target_networks", "layer_norm", "normalize_images"):
@@ -229,8 +278,9 @@ def check_network_arguments(
     net_arch = _check_net_arch([256, 256] if arguments["net_arch"] is None else arguments["net_arch"], value_network)
     _check_activation(arguments["activation_fn"])
     _check_optimizers(arguments, value_network)
-    _check_building_blocks(arguments, encoders, heads)
-    return n_critics, net_arch
+    head = _check_building_blocks(arguments, encoders, heads, value_network)
+    _check_that_there_are_layers(arguments, net_arch, value_network)
+    return NetworkArguments(n_critics, net_arch, head)
 
 
 def check_gaussian_arguments(arguments: Mapping[str, Any], action_space: spaces.Space[Any]) -> None:

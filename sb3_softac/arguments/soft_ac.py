@@ -10,7 +10,6 @@ from gymnasium import spaces
 
 from sb3_softac.arguments.checks import check_choice, check_count, check_flag, check_real, refuse, refuse_for_discrete_actions
 from sb3_softac.arguments.options import check_common_options, check_weights_fit, temperature_weights
-from sb3_softac.arguments.policy import DEFAULT_HEAD
 
 #: updates per environment step up to which plain critics are safe
 MOST_UPDATES = 4
@@ -36,9 +35,13 @@ def check_architecture(
     of_algorithm = ("use_sde", "value_network", "normalize_observations")
     now = {**{name: getattr(model, name) for name in of_algorithm}, **temperature_weights(model)}
     if built_for is not None:
-        built_for = {"normalize_observations": False, **built_for}  # files before it do not say so
+        # files before these do not say so
+        built_for = {"normalize_observations": False, "target_networks": model.bootstrap != "joint", **built_for}
+        if built_for.pop("target_networks") != (model.bootstrap != "joint"):
+            needed = "'joint', which has no target networks" if model.bootstrap != "joint" else "'target' or 'joint_target'"
+            raise ValueError(f"`bootstrap` is {model.bootstrap!r}, but the saved model needs bootstrap {needed}.")
     check_weights_fit(model, now, built_for, expected_policy_kwargs, of_algorithm)
-    return now
+    return now | {"target_networks": model.bootstrap != "joint"}
 
 
 def _check_exploration(arguments: Mapping[str, Any]) -> None:
@@ -58,27 +61,39 @@ def _check_exploration(arguments: Mapping[str, Any]) -> None:
 
 def _check_reductions(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """How several critics, or the quantiles of each, become one value; in normal form."""
-    policy_kwargs = arguments["policy_kwargs"] or {}
-    head = policy_kwargs.get("critic_head", "scalar")
-    n_dropped = check_count("top_quantiles_to_drop_per_net", arguments["top_quantiles_to_drop_per_net"], 0)
-    if head == "quantile":
-        n_quantiles = policy_kwargs.get("n_quantiles", DEFAULT_HEAD["n_quantiles"])
-        if isinstance(n_quantiles, int) and 0 < n_quantiles <= n_dropped:
-            refuse(
-                "top_quantiles_to_drop_per_net", n_dropped, f"below `n_quantiles`={n_quantiles}, or no target would be left"
-            )
-        if arguments["target_q"] == "first" and not arguments["value_network"]:
-            refuse("target_q", "first", "'min', which pools the quantiles of all, or 'mean' with `critic_head`='quantile'")
-    elif n_dropped != DEFAULT_DROPPED:
-        refuse("top_quantiles_to_drop_per_net", n_dropped, f"{DEFAULT_DROPPED} with `critic_head`={head!r}, which has none")
-    if arguments["value_network"] and n_dropped != DEFAULT_DROPPED:
-        allowed = f"{DEFAULT_DROPPED} with `value_network=True`, whose targets have no quantiles"
-        refuse("top_quantiles_to_drop_per_net", n_dropped, allowed)
+    head = (arguments["policy_kwargs"] or {}).get("critic_head", "scalar")
+    has_quantiles = head == "quantile" or getattr(head, "drops_quantiles", False)
     actor_q = arguments["actor_q"]
     if actor_q is None:
-        actor_q = "mean" if head == "quantile" else "min"
+        actor_q = "mean" if has_quantiles else "min"
     check_choice("actor_q", actor_q, ("min", "mean", "first", "target_min"))
+    n_dropped = check_count("top_quantiles_to_drop_per_net", arguments["top_quantiles_to_drop_per_net"], 0)
     return {"actor_q": actor_q, "top_quantiles_to_drop_per_net": n_dropped}
+
+
+def check_critics(options: Mapping[str, Any], critic: Any, chosen: Any) -> None:
+    """Refuse options that the critics have no place for, however the policy came to them.
+
+    :param options: option values by name
+    :param critic: of the policy
+    :param chosen: its ``critic_head``
+    :raises ValueError: more critics in a target than there are, or quantiles left out of targets that have none or no others
+    """
+    subset, n_dropped, head = options["target_subset"], options["top_quantiles_to_drop_per_net"], critic.head
+    if subset is not None and subset > critic.n_critics:
+        refuse("target_subset", subset, f"at most `n_critics`={critic.n_critics}")
+    if options["value_network"]:
+        if n_dropped != DEFAULT_DROPPED:
+            allowed = f"{DEFAULT_DROPPED} with `value_network=True`, whose targets have no quantiles"
+            refuse("top_quantiles_to_drop_per_net", n_dropped, allowed)
+    elif not getattr(head, "drops_quantiles", False):
+        if n_dropped != DEFAULT_DROPPED:
+            allowed = f"{DEFAULT_DROPPED} with `critic_head`={chosen!r}, which has none"
+            refuse("top_quantiles_to_drop_per_net", n_dropped, allowed)
+    elif n_dropped >= head.n_numbers:
+        refuse("top_quantiles_to_drop_per_net", n_dropped, f"below `n_quantiles`={head.n_numbers}, or no target would be left")
+    elif options["target_q"] == "first":
+        refuse("target_q", "first", f"'min', which pools the quantiles of all, or 'mean' with `critic_head`={chosen!r}")
 
 
 def _check_bootstrap(arguments: Mapping[str, Any]) -> None:
@@ -119,7 +134,7 @@ def updates_per_step(gradient_steps: int, frequency: int, unit: str, n_envs: int
     return gradient_steps / (frequency * n_envs) if unit == "step" else None
 
 
-def warn_of_many_updates(arguments: Mapping[str, Any], n_envs: int) -> None:
+def warn_of_many_updates(arguments: Mapping[str, Any], n_envs: int, critics_normalize: bool) -> None:
     """Plain critics that learn much from little data overestimate what they have not seen (2205.07802).
 
     Layer or batch normalisation, encoders that have it, resets, and an ensemble with ``target_subset`` (REDQ, 2101.05982) hold
@@ -127,15 +142,11 @@ def warn_of_many_updates(arguments: Mapping[str, Any], n_envs: int) -> None:
 
     :param arguments: argument values by name, in normal form
     :param n_envs: number of environments
+    :param critics_normalize: whether their hidden layers do
     """
     frequency, unit = arguments["train_freq"]
     ratio = updates_per_step(arguments["gradient_steps"], frequency, getattr(unit, "value", unit), n_envs)
-    policy_kwargs = arguments["policy_kwargs"] or {}
-    normalization, encoder = policy_kwargs.get("normalization"), policy_kwargs.get("encoder", "mlp")
-    of_critics = normalization.get("qf") if isinstance(normalization, Mapping) else normalization
-    hidden = encoder.get("qf", "mlp") if isinstance(encoder, Mapping) else encoder
-    held_back = of_critics is not None or policy_kwargs.get("layer_norm") or hidden != "mlp"
-    if ratio is None or ratio <= MOST_UPDATES or held_back:
+    if ratio is None or ratio <= MOST_UPDATES or critics_normalize:
         return
     if arguments["resets"] is None and arguments["target_subset"] is None:
         warnings.warn(

@@ -245,7 +245,7 @@ class Actor(ActsDirectly, WithPreprocessing, sb3_policies.Actor):
         sample = self.action_log_prob(obs)
         if isinstance(self.action_dist, SquashedGaussian):
             return SampledActions(*sample, self.action_dist.log_std)
-        return SampledActions(*sample, self.get_std().log())
+        return SampledActions(*sample, self.get_std().log(), has_noise_matrix=True)
 
 
 class CategoricalActor(ActsDirectly, WithPreprocessing, BasePolicy):

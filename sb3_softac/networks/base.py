@@ -118,7 +118,10 @@ class SoftPolicy(BasePolicy):
         return functools.partial(ENCODERS[chosen] if isinstance(chosen, str) else chosen, **options)
 
     def _regularisation(self, network: str) -> dict[str, Any]:
-        """Options of the hidden layers of actor (``"pi"``) or critics (``"qf"``) that are not left out."""
+        """Options of the hidden layers of actor (``"pi"``), critics (``"qf"``) or value network (``"vf"``), without defaults.
+
+        ``layer_norm`` and ``dropout_rate`` are of the critics alone.
+        """
         chosen = self.regularisation_kwargs["normalization"]
         normalization = chosen.get(network) if isinstance(chosen, dict) else chosen
         of_critics = network == "qf"

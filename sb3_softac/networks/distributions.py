@@ -150,7 +150,8 @@ class SampledActions(NamedTuple):
 
     actions: th.Tensor  # (B, A), scaled to [−1, 1]
     log_prob: th.Tensor  # (B,), in nats
-    log_std: th.Tensor  # log σ, (B, A) or (A,); with gSDE that of the noise matrix
+    log_std: th.Tensor  # log σ, (B, A) or (A,); with gSDE that of the noise matrix, (F, A)
+    has_noise_matrix: bool = False
 
     def mean_log_prob(self) -> th.Tensor:
         """Estimate of E_π[log π(·|s)], the negative entropy in each state, (B,)."""
@@ -158,9 +159,9 @@ class SampledActions(NamedTuple):
 
     def first(self, n_states: int) -> "SampledActions":
         """Those of the first states alone."""
-        of_states = self.log_std.ndim == 2 and len(self.log_std) == len(self.log_prob)
-        log_std = self.log_std[:n_states] if of_states else self.log_std
-        return SampledActions(self.actions[:n_states], self.log_prob[:n_states], log_std)
+        is_of_states = self.log_std.ndim == 2 and not self.has_noise_matrix
+        log_std = self.log_std[:n_states] if is_of_states else self.log_std
+        return SampledActions(self.actions[:n_states], self.log_prob[:n_states], log_std, self.has_noise_matrix)
 
     def metrics(self) -> dict[str, th.Tensor]:
         """Entropy Ĥ and mean log σ."""

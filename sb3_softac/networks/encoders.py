@@ -53,6 +53,11 @@ class Encoder(nn.Sequential, ABC):
     #: whether ``weight_init="default"`` stands for weights of its own, also in the output layers
     has_own_weights: bool = False
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether it keeps values in bounds, so that critics bear many updates per environment step."""
+        return True
+
     def __init__(
         self,
         in_features: int,
@@ -142,6 +147,13 @@ class MLP(Encoder):
         if of_batches:
             self.append(BatchRenorm(in_features, self.n_networks, warmup_steps))
         return in_features
+
+    @property
+    def normalizes(self) -> bool:
+        """As in ``Encoder``; of a subclass it is not known."""
+        return type(self) is not MLP or any(
+            isinstance(layer, nn.LayerNorm | EnsembleLayerNorm | BatchRenorm) for layer in self
+        )
 
     def forward(self, inputs: th.Tensor, indices: CriticIndices = None) -> th.Tensor:
         """As in ``Encoder``, with faster matmuls where there are any."""

@@ -21,6 +21,8 @@ class CriticHead(ABC):
     n_numbers: int
     #: whether targets are distributions, which :meth:`soft_atoms` gives
     is_distribution: bool = False
+    #: whether its numbers are quantiles, of which ``top_quantiles_to_drop_per_net`` leaves out some in targets
+    drops_quantiles: bool = False
 
     @abstractmethod
     def expected_value(self, outputs: th.Tensor) -> th.Tensor:
@@ -73,6 +75,7 @@ class QuantileHead(CriticHead):
     """
 
     is_distribution = True
+    drops_quantiles = True
 
     def __init__(self, n_quantiles: int = 25) -> None:
         self.n_numbers = n_quantiles

@@ -112,14 +112,14 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        n_critics, net_arch = check_network_arguments(locals(), tuple(ENCODERS), tuple(HEADS), value_network)
+        checked = check_network_arguments(locals(), tuple(ENCODERS), tuple(HEADS), value_network)
         check_gaussian_arguments(locals(), action_space)
         # SB3's constructor ends by building the networks, which needs these.
         self.value_network = value_network
         self.normalize_observations = normalize_observations
         self.target_networks = target_networks
         self.encoder, self.critic_head = encoder, critic_head
-        self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
+        self.head_kwargs = checked.head
         self.use_sde = use_sde
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
         self.log_std_kwargs = {
@@ -137,7 +137,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             observation_space,
             action_space,
             lr_schedule,
-            net_arch=net_arch,
+            net_arch=checked.net_arch,
             activation_fn=activation_fn,
             use_sde=use_sde,
             use_expln=use_expln,
@@ -148,7 +148,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
-            n_critics=n_critics,
+            n_critics=checked.n_critics,
             share_features_extractor=share_features_extractor,
         )
 
@@ -206,7 +206,7 @@ class SoftACPolicy(SoftPolicy, sb3_policies.SACPolicy):  # type: ignore[misc]  #
 
     def make_value_network(self, features_extractor: BaseFeaturesExtractor | None = None) -> ValueNetwork:
         kwargs = {**self.net_args, **self.init_kwargs, "share_features_extractor": self.share_features_extractor}
-        kwargs["encoder"] = self._encoder("qf")
+        kwargs["encoder"] = self._encoder("qf", **self._regularisation("vf"))
         kwargs["net_arch"] = self.critic_kwargs["net_arch"]
         if isinstance(self.net_arch, dict):
             kwargs["net_arch"] = self.net_arch.get("vf", self.net_arch["qf"])

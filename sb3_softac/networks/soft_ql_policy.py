@@ -149,7 +149,7 @@ class SoftQLPolicy(SoftPolicy):
         weight_init: WeightInit = "default",
         final_init_scale: float | None = None,
     ) -> None:
-        n_critics, net_arch = check_network_arguments(locals(), tuple(ENCODERS), tuple(HEADS))
+        n_critics, net_arch, head_kwargs = check_network_arguments(locals(), tuple(ENCODERS), tuple(HEADS))
         check_sampler_arguments(locals(), action_space, tuple(SAMPLERS))
         super().__init__(
             observation_space,
@@ -165,7 +165,7 @@ class SoftQLPolicy(SoftPolicy):
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.target_networks, self.target_q = target_networks, target_q
         self.encoder, self.critic_head, self.sampler = encoder, critic_head, sampler
-        self.head_kwargs = {"n_quantiles": n_quantiles, "n_atoms": n_atoms, "value_range": tuple(value_range)}
+        self.head_kwargs = head_kwargs
         self.init_kwargs = {"weight_init": weight_init, "final_init_scale": final_init_scale}
         self.regularisation_kwargs = {
             "normalization": normalization,

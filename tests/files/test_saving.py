@@ -16,6 +16,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
@@ -30,6 +31,7 @@ from tests.helpers import (
     assert_same_parameters,
     fill_buffer,
     make_model,
+    net,
     parameters_of,
     quick_model,
 )
@@ -484,3 +486,20 @@ def test_an_empty_buffer_of_a_trained_model_is_warned_of(tmp_path: Path) -> None
     loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv())
     with pytest.warns(UserWarning, match="replay buffer of this trained model is empty"):
         loaded.learn(5, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("wanted", ["target", "joint", "joint_target"])
+@pytest.mark.parametrize("saved", ["target", "joint", "joint_target"])
+def test_another_bootstrap_needs_the_same_networks(saved: str, wanted: str, tmp_path: Path) -> None:
+    """A file is whole, and the message names the option, not what it is made of."""
+    make_model(bootstrap=saved, compile=False, **net(normalization="batch")).save(tmp_path / "model.zip")
+    if (saved == "joint") == (wanted == "joint"):
+        loaded = SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), bootstrap=wanted, compile=False)
+        fill_buffer(loaded)
+        loaded.set_logger(Logger(None, []))
+        loaded.train(2, batch_size=8)
+        assert loaded.bootstrap == wanted
+        return
+    needs = "bootstrap 'joint', which has no target networks" if saved == "joint" else "bootstrap 'target' or 'joint_target'"
+    with pytest.raises(ValueError, match=f"`bootstrap` is '{wanted}', but the saved model needs {needs}"):
+        SoftAC.load(tmp_path / "model.zip", env=RandomEnv(), bootstrap=wanted)

@@ -326,7 +326,7 @@ def test_refused(option: str, message: str, kwargs: dict[str, Any]) -> None:
 
 ALLOWED: list[dict[str, Any]] = [
     net(encoder={"pi": "mlp", "qf": "simba"}, net_arch={"pi": [8, 16], "qf": [8, 8]}),
-    net(encoder={"pi": "flash"}, net_arch={"pi": [8, 8], "qf": []}, layer_norm=True, dropout_rate=0.1),
+    net(encoder={"pi": "flash"}, net_arch={"pi": [8, 8], "qf": [8]}, layer_norm=True, dropout_rate=0.1),
     net(encoder={"qf": "bro"}, normalization={"pi": "layer"}),
     {"use_sde": True, **net(encoder={"pi": "simba", "qf": "simba_v2"}, log_std_init=-2.0)},
     net(encoder="bro", weight_init="xavier", final_init_scale=0.1, log_std_init=-2.0),

@@ -1,6 +1,7 @@
 """Critics that are distributions: equations by hand, closed forms, and every way to run and keep them."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_softac import SoftAC, SoftQL
+from sb3_softac import SoftAC, SoftACPolicy, SoftQL
 from sb3_softac.export import ExportedPolicy
 from sb3_softac.networks.heads import CategoricalHead, QuantileHead, ScalarHead
 from sb3_softac.update import losses
@@ -305,3 +306,55 @@ class TestEveryWay:
             model.train(2, batch_size=32)
         model.train(2, batch_size=32)  # a second warning would be an error
         assert model.logger.name_to_value["train/target_clipped"] > 0.5
+
+
+class FourQuantiles(QuantileHead):
+    """A head of a user, which has quantiles too."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+
+class TwoQuantilesInside(SoftACPolicy):
+    """A policy of a user, whose options do not say what it is made of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, critic_head="quantile", n_quantiles=2, **kwargs)
+
+
+class NormalisedInside(SoftACPolicy):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, normalization="batch", **kwargs)
+
+
+class TestOfUsers:
+    """What counts is the critics that were built, not the options that have led to them."""
+
+    def test_quantiles_of_a_head_are_dropped_as_asked_for(self) -> None:
+        model = make_model(top_quantiles_to_drop_per_net=1, **net(critic_head=FourQuantiles))
+        assert (model.actor_q, model._current_update().settings.n_dropped) == ("mean", 1)  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="`top_quantiles_to_drop_per_net` is 4, but it must be below `n_quantiles`=4"):
+            make_model(top_quantiles_to_drop_per_net=4, **net(critic_head=FourQuantiles))
+
+    def test_of_a_policy(self) -> None:
+        def build_with(policy: Any, **kwargs: Any) -> SoftAC:
+            return SoftAC(policy, RandomEnv(), buffer_size=10, device="cpu", compile=False, **kwargs)
+
+        with pytest.raises(ValueError, match="is 2, but it must be below `n_quantiles`=2"):
+            build_with(TwoQuantilesInside)
+        build_with(TwoQuantilesInside, top_quantiles_to_drop_per_net=1)
+        with pytest.raises(ValueError, match="`batch_size` is 1, but it must be at least 2"):
+            build_with(NormalisedInside, batch_size=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            build_with(NormalisedInside, gradient_steps=10)
+
+    def test_without_quantiles_in_targets_their_number_is_free(self) -> None:
+        assert make_model(value_network=True, **net(critic_head="quantile", n_quantiles=1)).actor_q == "mean"
+
+    def test_a_change_is_checked_too(self) -> None:
+        model = make_model(**net(critic_head="quantile", n_quantiles=3))
+        fill_buffer(model)
+        model.top_quantiles_to_drop_per_net = 3
+        with pytest.raises(ValueError, match="is 3, but it must be below `n_quantiles`=3"):
+            model.train(1)

@@ -13,6 +13,8 @@ from torch import nn
 
 from sb3_softac import CnnPolicy, MultiInputPolicy, SoftACPolicy
 from sb3_softac.networks.ensemble import Dropout, EnsembleLayerNorm, EnsembleLinear
+from sb3_softac.networks.normalization import BatchRenorm
+from tests.helpers import fill_buffer, make_model, net
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (5,))
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
@@ -294,3 +296,36 @@ def test_save_and_load_of_the_policy_alone(kwargs: dict[str, Any], tmp_path: Pat
     np.testing.assert_array_equal(
         loaded.predict(BATCH.numpy(), deterministic=True)[0], policy.predict(BATCH.numpy(), deterministic=True)[0]
     )
+
+
+@pytest.mark.parametrize("normalization", ["layer", "batch", "batch_renorm", {"vf": "layer"}])
+def test_normalization_is_of_the_value_network_too(normalization: Any) -> None:
+    """Of V and of its target, which takes over its statistics; a dict names the networks that have one."""
+    model = make_model(value_network=True, compile=False, **net(normalization=normalization))
+    networks = {"actor": model.actor, "critic": model.critic, "V": model.value_net, "target V": model.value_net_target}
+    has_norms = {
+        name: any(isinstance(part, nn.LayerNorm | EnsembleLayerNorm | BatchRenorm) for part in network.modules())
+        for name, network in networks.items()
+    }
+    every = not isinstance(normalization, dict)
+    assert has_norms == {"actor": every, "critic": every, "V": True, "target V": True}
+    fill_buffer(model)
+    model.train(3, batch_size=8)
+    for part in model.value_net.modules() if model.value_net is not None else ():
+        if isinstance(part, BatchRenorm):
+            assert int(part.running_steps) == 3
+    buffers = (dict(network.named_buffers()) for network in (model.value_net, model.value_net_target) if network is not None)
+    first, second = buffers
+    assert all(th.equal(first[name], second[name]) for name in first)
+
+
+def test_the_log_std_of_gsde_is_that_of_the_noise_matrix_whatever_the_batch() -> None:
+    """F rows for features, of which half are as many as there are states."""
+    model = make_model(use_sde=True, bootstrap="joint_target", compile=False, **net(net_arch=[16, 16], normalization="batch"))
+    with th.no_grad():
+        model.actor.log_std[:8], model.actor.log_std[8:] = 0.5, -0.5
+    fill_buffer(model)
+    model.actor.optimizer.param_groups[0]["lr"] = 0.0
+    model.lr_schedule = lambda _: 0.0
+    model.train(1, batch_size=8)
+    assert model.logger.name_to_value["train/log_std"] == pytest.approx(0.0, abs=1e-2)
