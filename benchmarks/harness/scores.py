@@ -22,7 +22,8 @@ class Task:
     :param steps: of each run
     :param final: returns of the last policy (n,)
     :param curves: returns at the evaluations (n, points)
-    :param times: seconds of training at the evaluations (n, points); a variant whose rows have none is missing
+    :param times: seconds of training at the evaluations (n, points); a variant whose rows have none is missing, and all are
+        where the runs come from different processors, whose seconds say nothing of each other
     """
 
     env: str
@@ -70,7 +71,8 @@ def tasks_of(rows: list[Row]) -> list[Task]:
             raise ValueError(f"There are rows without a curve on {env}: choose files that have one.")
         if len(n_points) != 1:
             raise ValueError(f"The runs on {env} have different numbers of evaluations: choose files with the same --points.")
-        timed = [variant for variant, own in runs.items() if all(row.get("times") for row in own)]
+        is_one_processor = len({row.get("processor") for row in of_env}) == 1
+        timed = [variant for variant, own in runs.items() if is_one_processor and all(row.get("times") for row in own)]
         tasks.append(
             Task(
                 env,

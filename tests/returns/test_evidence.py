@@ -160,6 +160,8 @@ class TestScores:
             ],
         )
         assert tasks_of(every(with_times=False))[0].times == {}
+        mixed = [{**each, "processor": f"processor {number % 2}"} for number, each in enumerate(every())]
+        assert tasks_of(mixed)[0].times == {}
 
 
 class TestRliable:
