@@ -155,9 +155,8 @@ def _check_that_there_are_layers(arguments: Mapping[str, Any], net_arch: Any, va
     if value_network:
         units["vf"] = net_arch.get("vf", units["qf"]) if isinstance(net_arch, dict) else net_arch
     normalization = arguments["normalization"]
-    wanted = (
-        normalization if isinstance(normalization, Mapping) else {"pi": normalization}
-    )  # a name is for all that have layers
+    # a name is for all networks that have layers
+    wanted = normalization if isinstance(normalization, Mapping) else {"pi": normalization}
     has_layers = {key: bool(units[key]) if isinstance(normalization, Mapping) else any(units.values()) for key in wanted}
     if any(value == "layer" and not has_layers[key] for key, value in wanted.items()):
         refuse("normalization", normalization, f"None with `net_arch`={arguments['net_arch']!r}, which has no hidden layers")

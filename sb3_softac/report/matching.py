@@ -74,8 +74,13 @@ def match(runs: Sequence[tuple[Run, Place]], given: Sequence[Path], read: Callab
         is_only = len(gaps) == 1 and bool(place.folders)  # and where the run says that it is
         near = [pair for pair in near if is_only or (gaps[pair[1]] or 0.0) <= LARGEST_GAP]
         if near:
-            taken[run.folder] = min(near, key=lambda pair: (round(gaps[pair[1]] or 0.0, 4), pair))[1]
+            taken[run.folder] = min(near, key=lambda pair: (_rank(gaps[pair[1]]), pair))[1]
     return taken
+
+
+def _rank(found: float | None) -> float:
+    """What agrees comes first, then what does not tell."""
+    return LARGEST_GAP if found is None else round(found, 4)
 
 
 def _started(run: Run) -> float | None:
