@@ -23,6 +23,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from flops import gradient_step_flops  # benchmarks/flops.py
+from harness.variants import VARIANTS
 from stable_baselines3.common.logger import Logger
 
 from sb3_softac import SoftAC, SoftQL, presets
@@ -183,13 +184,20 @@ def published(label: str, step: int) -> dict[str, str]:
     }
 
 
+def has_settings_of(variant: str, settings: dict[str, Any]) -> bool:
+    """Whether a run is in float32 and overrides nothing of its variant but the number of random steps and the reward scale."""
+    own = json.loads(json.dumps(VARIANTS[variant][1]))
+    fixed = own.keys() & settings.keys() - {"learning_starts", "reward_scale"}
+    return "precision" not in settings and all(settings[name] == own[name] for name in fixed)
+
+
 @functools.cache
 def ours(variant: str) -> dict[tuple[str, int], list[float]]:
-    """Our measured returns of a variant in float32: one for each seed, by task and steps."""
+    """Our measured returns of a variant as it is: one for each seed, by task and steps."""
     found: dict[tuple[str, int], list[float]] = defaultdict(list)
     for path in sorted(DOCS.glob("returns*.csv")):
         for row in read(path):
-            if row["variant"] == variant and "settings" in row and "precision" not in json.loads(row["settings"]):
+            if row["variant"] == variant and "settings" in row and has_settings_of(variant, json.loads(row["settings"])):
                 found[row["env"], int(row["steps"])].append(float(row["return"]))
     return dict(found)
 

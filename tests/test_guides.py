@@ -193,6 +193,13 @@ class TestPresets:
         stale = [page.name for page in preset_pages.pages() if preset_pages.written(page) != page.read_text()]
         assert stale == [], "python benchmarks/preset_pages.py writes them"
 
+    def test_returns_are_those_of_the_preset_as_it_is(self) -> None:
+        """Rows of TQC with dual ascent have its name, and are not its returns."""
+        own = dict(presets.TQC)
+        assert preset_pages.has_settings_of("TQC", own | {"learning_starts": 5000})
+        assert not preset_pages.has_settings_of("TQC", own | {"ent_coef_update": "dual"})
+        assert not preset_pages.has_settings_of("TQC", own | {"precision": "bfloat16"})
+
     def test_every_page_has_all_parts(self) -> None:
         for name in NAMES:
             text = (DOCS / "presets" / f"{name}.md").read_text()
