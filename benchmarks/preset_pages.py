@@ -185,10 +185,10 @@ def published(label: str, step: int) -> dict[str, str]:
 
 
 def has_settings_of(variant: str, settings: dict[str, Any]) -> bool:
-    """Whether a run is in float32 and overrides nothing of its variant but the number of random steps and the reward scale."""
+    """Whether a run has nothing but its variant's settings, a number of random steps, a learning rate and a reward scale."""
     own = json.loads(json.dumps(VARIANTS[variant][1]))
-    fixed = own.keys() & settings.keys() - {"learning_starts", "reward_scale"}
-    return "precision" not in settings and all(settings[name] == own[name] for name in fixed)
+    others = {name: value for name, value in settings.items() if own.get(name) != value}
+    return others.keys() <= {"learning_starts", "learning_rate", "reward_scale"}
 
 
 @functools.cache

@@ -194,11 +194,12 @@ class TestPresets:
         assert stale == [], "python benchmarks/preset_pages.py writes them"
 
     def test_returns_are_those_of_the_preset_as_it_is(self) -> None:
-        """Rows of TQC with dual ascent have its name, and are not its returns."""
+        """Rows with other settings have its name, and are not its returns."""
         own = dict(presets.TQC)
         assert preset_pages.has_settings_of("TQC", own | {"learning_starts": 5000})
         assert not preset_pages.has_settings_of("TQC", own | {"ent_coef_update": "dual"})
         assert not preset_pages.has_settings_of("TQC", own | {"precision": "bfloat16"})
+        assert not preset_pages.has_settings_of("SoftAC", {"target_entropy": "auto_0.5"})
 
     def test_every_page_has_all_parts(self) -> None:
         for name in NAMES:
