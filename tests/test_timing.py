@@ -115,6 +115,28 @@ def test_the_figure_has_a_bar_for_each_ratio_and_a_curve_for_each_peer(
     plt.close("all")
 
 
+def test_the_figure_of_some_cases_names_their_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append((figure, path)))
+    run(monkeypatch, "--plot", DOCS / "speed.csv", "--only", "critics, 20", "2x256, 2 t", "--output", tmp_path / "some")
+    ((figure, path),) = drawn
+    (axis,) = figure.axes
+    cases = ["10 critics, 20 steps, 1 thread", "2x256, 2 threads", "10 critics, 20 steps, 2 threads"]
+    assert path == tmp_path / "some.png"
+    assert [label.get_text() for label in axis.get_yticklabels()] == cases
+    ratios = {(row["case"], row["peer"]): float(row["ratio"]) for row in read(DOCS / "speed.csv")}
+    expected = {f"{ratios[case, peer]:.1f}x" for case in cases for peer in ("SoftAC eager", "SoftAC compiled", "SBX")}
+    assert {text.get_text() for text in axis.texts} == expected
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--plot", DOCS / "speed.csv", "--only", "nothing")
+    assert "No case has 'nothing' in its name" in capsys.readouterr().err
+    assert len(drawn) == 1
+
+
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Chosen cases are measured one by one, and the others of the file stay; SB3 is always there to compare with."""
     asked: list[tuple[str, list[str]]] = []

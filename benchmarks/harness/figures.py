@@ -126,27 +126,32 @@ def draw_curves(tasks: list[Task], reference: str | None, output: Path) -> None:
     """Interquartile means with 95 % intervals: each task over steps and over time, and the scores of all of them."""
     plt, colors = pyplot(), colors_of(tasks)
     has_all = reference is not None and len(tasks) > 1 and len({task.n_points for task in tasks}) == 1
-    n_columns = len(tasks) + has_all
-    n_rows = 2 if any(task.times for task in tasks) else 1
-    size = (4 * n_columns, 0.4 + 3 * n_rows)
+    has_times = any(task.times for task in tasks)
+    n_panels = len(tasks) + has_all
+    n_columns, n_bands = min(n_panels, PANELS), -(-n_panels // PANELS)
+    n_rows = n_bands * (1 + has_times)
+    size = (4 * n_columns, 0.6 + 3 * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained", squeeze=False)
-    for column, task in zip(axes.T, tasks, strict=False):
-        _over_steps(column[0], task, colors)
-        column[0].set_title(task.env, fontsize=9)
-        if n_rows == 2:
-            _over_time(column[1], task, colors)
-        for axis in column:
-            axis.set_ylabel("interquartile mean of returns")
-            axis.yaxis.set_major_formatter("{x:,.0f}")
+    over_steps = axes[:: 1 + has_times].ravel()
+    over_time = axes[1::2].ravel() if has_times else []
+    for axis in (*over_steps[n_panels:], *over_time[len(tasks) :]):
+        axis.set_axis_off()
+    for axis, task in zip(over_steps, tasks, strict=False):
+        _over_steps(axis, task, colors)
+        axis.set_title(task.env, fontsize=9)
+    for axis, task in zip(over_time, tasks, strict=False):
+        _over_time(axis, task, colors)
+    for axis in (*over_steps[: len(tasks)], *over_time[: len(tasks)]):
+        axis.set_ylabel("interquartile mean of returns")
+        axis.yaxis.set_major_formatter("{x:,.0f}")
     if has_all:
         assert reference is not None
-        _all_tasks(axes[0, -1], tasks, reference, colors)
-        for axis in axes[1:, -1]:
-            axis.set_axis_off()
+        _all_tasks(over_steps[len(tasks)], tasks, reference, colors)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    entries = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5), fontsize=8)
+    entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    width = min(len(entries), n_columns + 1)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=width, fontsize=8)
     figure.savefig(output, dpi=110)
     plt.close(figure)
 

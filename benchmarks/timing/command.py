@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from timing.cases import BFLOAT16, CUDA_PEERS, PEERS, cases_on, peers_of
-from timing.figure import plot
+from timing.figure import plot, plot_cases
 from timing.machine import has_bfloat16, limited
 from timing.measuring import measure
 from timing.presets import print_flops
@@ -17,7 +17,7 @@ from timing.tables import report
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="PATH", help="without suffix")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="of rows or a picture, without suffix")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="some cases")
     parser.add_argument("--peers", nargs="+", choices=CUDA_PEERS, default=list(CUDA_PEERS))
     parser.add_argument("--rounds", type=int, default=7)
@@ -27,7 +27,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--profile", metavar="CASE", choices=names, help="only show where the time of SoftAC goes in a case")
     parser.add_argument("--flops", action="store_true", help="only compare presets with the limit of their arithmetic")
     parser.add_argument("--report", type=Path, metavar="CSV", help="only print the tables of a file")
-    parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file")
+    parser.add_argument("--plot", type=Path, metavar="CSV", help="only draw a file, or of it the cases of --only")
     return parser
 
 
@@ -45,7 +45,11 @@ def main(description: str | None) -> None:
         if args.report:
             print(report(read(args.report)))
         if args.plot:
-            plot(read(args.plot), args.plot.with_suffix(".png"))
+            picture = (args.output or args.plot).with_suffix(".png")
+            try:
+                plot_cases(read(args.plot), args.only, picture) if args.only else plot(read(args.plot), picture)
+            except ValueError as error:
+                parser.error(str(error))
     elif args.output is None:
         parser.error("--output is needed")
     else:

@@ -20,24 +20,57 @@ COLOURS = {"SB3": "0.5", "SoftAC eager": "tab:blue", "SoftAC compiled": "tab:ora
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Ratios to SB3 in every case, and how the time of a gradient step grows."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # writes files, needs no screen
-    from matplotlib import pyplot as plt
-
-    rows = [row for row in rows if row["peer"] in PEERS and row.get("algorithm") in (None, "", "SAC")]
+    rows = _rows_of_sac(rows)
     table = by_case(rows)
-    figure, axes = plt.subplot_mosaic(
+    figure, axes = _pyplot().subplot_mosaic(
         [["ratios", "batch"], ["ratios", "width"], ["ratios", "critics"], ["ratios", "environments"]],
         figsize=(12, 11),
         width_ratios=[1.6, 1.0],
         layout="constrained",
     )
-    peers = [peer for peer in PEERS if peer != "SB3" and any(peer in cells for cells in table.values())]
+    peers = _peers_in(table)
     _draw_ratios(axes["ratios"], table, peers)
+    axes["ratios"].legend(loc="lower right")
     for name in GROWTH:
         _draw_growth(axes[name], rows, name, ["SB3", *peers])
     figure.savefig(path, dpi=110)
+
+
+def plot_cases(rows: list[dict[str, Any]], words: list[str], path: Path) -> None:
+    """Ratios to SB3 in those cases whose name has one of the words, each with its number.
+
+    :raises ValueError: no case has one
+    """
+    table = {case: cells for case, cells in by_case(_rows_of_sac(rows)).items() if any(word in case for word in words)}
+    if not table:
+        raise ValueError(f"No case has {' or '.join(map(repr, words))} in its name: choose others, or leave out --only.")
+    figure, axis = _pyplot().subplots(figsize=(9.9, 7.4), layout="constrained")
+    _draw_ratios(axis, table, _peers_in(table))
+    for bars in axis.containers:
+        axis.bar_label(bars, fmt="{:.1f}x", padding=3, fontsize=11)
+    axis.tick_params(labelsize=12)
+    axis.xaxis.label.set_size(12)
+    axis.margins(x=0.12)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=12)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")  # writes files, needs no screen
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _rows_of_sac(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["peer"] in PEERS and row.get("algorithm") in (None, "", "SAC")]
+
+
+def _peers_in(table: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    return [peer for peer in PEERS if peer != "SB3" and any(peer in cells for cells in table.values())]
 
 
 def _draw_ratios(axis: Any, table: dict[str, dict[str, dict[str, Any]]], peers: list[str]) -> None:
@@ -50,7 +83,6 @@ def _draw_ratios(axis: Any, table: dict[str, dict[str, dict[str, Any]]], peers: 
     axis.set_yticks(range(len(table)), list(table))
     axis.invert_yaxis()
     axis.set_xlabel("speed, multiple of SB3's")
-    axis.legend(loc="lower right")
 
 
 def _draw_growth(axis: Any, rows: list[dict[str, Any]], name: str, peers: list[str]) -> None:
