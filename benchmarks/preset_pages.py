@@ -41,6 +41,7 @@ PUBLISHED = {
 }
 #: our variants, as benchmarks/returns.py names them
 OURS = {
+    "sb3": "sb3",
     "tqc": "TQC",
     "crossq": "CROSSQ",
     "crossq_small": "CROSSQ_SMALL",
@@ -268,7 +269,7 @@ def returns_by_preset() -> str:
     for label, by in [("SAC", "SAC"), *((f"`{n}`", p) for n, p in PUBLISHED.items())]:
         for step in STEPS:
             found = published(by, step)
-            lines.append(f"| {label} | published, {step:,} steps | " + " | ".join(found[task] for task in tasks) + " |")
+            lines.append(f"| {label} | published as {by}, {step:,} steps | " + " | ".join(found[task] for task in tasks) + " |")
     of_ours = {"the default": "SoftAC"} | {f"`{name}`": OURS[name] for name in presets.PRESETS if name in OURS}
     for label, variant in of_ours.items():
         measured = {env: each for (env, steps), each in ours(variant).items() if steps == STEPS[0]}

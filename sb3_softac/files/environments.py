@@ -20,12 +20,13 @@ from sb3_softac.files.decoding import Decoder
 from sb3_softac.files.plain import Arrays, Encoder, Form, UnsavableError, kind_of
 from sb3_softac.files.rebuilding import require
 
-#: attributes that are no state: what other entries hold, how windows are drawn, what was passed to constructors
+#: attributes that are no state: what other entries hold, how windows are drawn, what was passed to constructors, when a file
+#: of times was begun
 NO_STATE = (
     *("env", "envs", "venv", "metadata", "spec", "class_attributes", "reset_infos", "buf_infos", "actions"),
     *("remotes", "work_remotes", "processes", "waiting", "closed", "results_writer", "render_mode"),
     *("screen", "clock", "surf", "viewer", "window", "isopen", "font", "mujoco_renderer", "renderer", "_saved_kwargs"),
-    *("sb3_softac_state", "_cached_spec", "num_envs", "keys"),
+    *("sb3_softac_state", "_cached_spec", "num_envs", "keys", "t_start"),
 )
 #: Gymnasium's spaces: their generators are state, their bounds are not
 SPACES = ("Box", "Discrete", "MultiBinary", "MultiDiscrete", "Text", "Dict", "Tuple", "Sequence", "Graph", "OneOf")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from sb3_softac.report.data import Array, Episodes, Series
+from sb3_softac.report.data import Array, Episodes, Series, windowed
 
 POINTS = 200
 
@@ -28,12 +28,7 @@ def smooth(episodes: Episodes) -> Series:
 def rolling(series: Series, parts: int = 20) -> Series:
     """Mean of each value and those before it, in a window of 1/``parts`` of all values, and at most 100."""
     width = min(100, max(1, len(series) // parts))
-    if width == 1:
-        return series
-    sums = np.cumsum(np.concatenate([[0.0], series.values]))
-    ends = np.arange(1, len(series) + 1)
-    starts = np.maximum(ends - width, 0)
-    return Series(series.steps, np.asarray((sums[ends] - sums[starts]) / (ends - starts)))
+    return series if width == 1 else Series(series.steps, windowed(series.values, width))
 
 
 def thin(series: Series, points: int = 2 * POINTS) -> Series:

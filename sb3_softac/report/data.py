@@ -1,6 +1,7 @@
 """What a run has written, as numbers: nothing here knows a file or a plot."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 #: numbers beyond it are not drawn or judged: their differences are infinite
 LARGEST_NUMBER = 1e300
+#: no run has more steps, or takes more seconds: what says so is damaged
+MOST_STEPS = 1e15
 
 
 class ReportError(Exception):
@@ -60,6 +63,32 @@ def in_order(steps: Any, values: Any) -> Series:
     return Series(np.array(ordered, dtype=np.float64), np.array([pairs[step] for step in ordered], dtype=np.float64))
 
 
+def as_written(points: Iterable[tuple[float, float]]) -> Series:
+    """A series from steps and values in the order in which they were logged.
+
+    Where the steps fall, training went on from an earlier state or began anew: what was there from that step on is replaced.
+    """
+    kept: list[tuple[float, float]] = []
+    for step, value in points:
+        while kept and kept[-1][0] >= step:
+            kept.pop()
+        kept.append((float(step), float(value)))
+    table = np.array(kept, dtype=np.float64).reshape(-1, 2)
+    return Series(table[:, 0], table[:, 1])
+
+
+def goes_back(steps: Sequence[float]) -> str | None:
+    """Where steps fall for the first time, in words; None if they do not."""
+    falls = [(before, after) for before, after in itertools.pairwise(steps) if after < before]
+    return f"step {falls[0][0]:,.0f} to {falls[0][1]:,.0f}" if falls else None
+
+
+def windowed(values: Array, width: int) -> Array:
+    """Mean of each value and those before it, at most ``width`` of them."""
+    sums = np.convolve(values, np.ones(width))[: len(values)]  # each by itself: differences of running sums would cancel
+    return np.asarray(sums / np.minimum(np.arange(1, len(values) + 1), width))
+
+
 @dataclass(frozen=True)
 class Episodes:
     """Episodes of training, in the order in which they ended, as ``Monitor`` has counted them.
@@ -69,6 +98,7 @@ class Episodes:
     :param seconds: since the start of the run, (n,)
     :param started: that start, in seconds since 1970; None if it is unknown
     :param n_envs: environments that they come from
+    :param before: environment steps before the first of them, of which there are no episodes
     """
 
     returns: Array
@@ -76,6 +106,7 @@ class Episodes:
     seconds: Array
     started: float | None = None
     n_envs: int = 1
+    before: float = 0.0
 
     def __len__(self) -> int:
         return len(self.returns)
@@ -83,7 +114,7 @@ class Episodes:
     @property
     def steps(self) -> Array:
         """Environment steps up to the end of each, (n,); those of other environments in unfinished episodes are missing."""
-        return np.asarray(np.cumsum(self.lengths))
+        return np.asarray(self.before + np.cumsum(self.lengths))
 
 
 @dataclass(frozen=True)
@@ -130,6 +161,11 @@ class Settings:
             return self.given[name]
         is_default = self.known and self.defaults is not None and name not in self.unread
         return self.defaults.get(name) if is_default and self.defaults is not None else None
+
+    def number(self, name: str) -> float | None:
+        """An option that is a number, or its default; None if it is none that one can calculate with."""
+        value = self.get(name)
+        return float(value) if isinstance(value, int | float) and abs(value) <= LARGEST_NUMBER else None
 
     def policy(self, name: str) -> Any:
         """The value of an option in ``policy_kwargs``, or None."""

@@ -1,5 +1,6 @@
 """Folders as runs: which logs belong to one training, and which trainings belong together."""
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def find_folders(root: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[Any]:
-    return [[(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", piece)] for piece in path.parts]
+    return [[(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", piece)] for piece in path.parts]
 
 
 def _monitors(folder: Path, notes: list[str]) -> list[Path]:
@@ -83,12 +84,13 @@ def read_run(folder: Path, name: str) -> Run:
 def _complete(run: Run) -> Place:
     """Add settings, and say where RL Zoo has put the logs of TensorBoard."""
     run.settings, run.algorithm, run.seed, arguments = read_settings(run.folder, _guess(run), run.notes)
-    run.env_id = arguments.get("env", run.env_id)
+    run.env_id = str(arguments["env"]) if isinstance(arguments.get("env"), str) else run.env_id
     place = arguments.get("tensorboard_log")
     if not place or not isinstance(place, str):
         return Place(is_none="tensorboard_log" in arguments)
     bases = [Path(), *run.folder.resolve().parents] if not Path(place).is_absolute() else [Path()]
-    found = {path.parent.resolve(): path.parent for base in bases for path in (base / place).glob(f"{run.env_id}/*/{PATTERN}")}
+    below = f"{glob.escape(run.env_id or '*').strip('/')}/*/{PATTERN}"
+    found = {path.parent.resolve(): path.parent for base in bases for path in (base / place).glob(below)}
     return Place(list(found.values()))
 
 
@@ -152,7 +154,25 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
     runs = monitored + others
     for run in runs:
         _name_algorithm(run)
-    return _with_evaluations(runs)
+    kept = _with_evaluations(runs)
+    for run in kept:
+        _place_episodes(run)
+    return kept
+
+
+def _place_episodes(run: Run) -> None:
+    """Where metrics know of far more steps than the Monitor, its file was begun anew: its episodes are the last ones."""
+    ends = [series.steps[-1] for series in run.metrics.values() if len(series) > 0]
+    if run.episodes is None or len(run.episodes) == 0 or not ends:
+        return
+    n_envs = max(run.episodes.n_envs, run.settings.number("n_envs") or 1)
+    missing = max(ends) - run.episodes.steps[-1]
+    if missing > n_envs * run.episodes.lengths.max():  # more than episodes that have not ended
+        run.episodes = replace(run.episodes, before=float(missing))
+        run.notes.append(
+            f"The Monitor knows of {run.episodes.lengths.sum():,.0f} of {max(ends):,.0f} steps: its file was begun anew, and "
+            "its episodes are taken for the last ones."
+        )
 
 
 def _with_evaluations(runs: list[Run]) -> list[Run]:

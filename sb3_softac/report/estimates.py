@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_softac.report.data import LARGEST_NUMBER, Array, Run, Series, in_order
+from sb3_softac.report.data import LARGEST_NUMBER, Array, Run, Series, in_order, windowed
 from sb3_softac.report.verdicts import Unknown
 
 DISCOUNT = 0.99
@@ -26,8 +26,8 @@ class Value:
 
 def discount(run: Run) -> float:
     """γ; that of SB3's default where it is not known."""
-    gamma = run.settings.get("gamma")
-    return float(gamma) if isinstance(gamma, int | float) and 0.0 <= gamma <= 1.0 else DISCOUNT
+    gamma = run.settings.number("gamma")
+    return gamma if gamma is not None and 0.0 <= gamma <= 1.0 else DISCOUNT
 
 
 def critic_values(run: Run) -> Value | Unknown:
@@ -48,16 +48,16 @@ def discounted_returns(run: Run) -> Value | Unknown:
         return Value(logged, "rollout/discounted_return")
     if run.episodes is None or len(run.episodes) == 0:
         return Unknown("neither rollout/discounted_return nor a monitor.csv says what was obtained")
-    wrapper, scale = run.settings.get("normalize"), run.settings.get("reward_scale")
+    wrapper, scale = run.settings.get("normalize"), run.settings.number("reward_scale")
     scaled = wrapper.get("norm_reward", True) if isinstance(wrapper, Mapping) else wrapper
     if scaled or run.settings.get("normalize_rewards") or "train/reward_divisor" in run.metrics:
         return Unknown("rewards are normalised, and rollout/discounted_return was not logged")
-    factor = float(scale) if isinstance(scale, int | float) else 1.0
+    factor = 1.0 if scale is None else scale
     finite = np.abs(run.episodes.returns) <= LARGEST_NUMBER
     if not finite.any():
         return Unknown("no return in monitor.csv is a number that one can calculate with")
     spread = _spread(run.episodes.returns[finite], run.episodes.lengths[finite], discount(run))
-    series = in_order(run.episodes.steps[finite], factor * _rolling(spread, 20)).finite()
+    series = in_order(run.episodes.steps[finite], factor * windowed(spread, 20)).finite()
     return Value(series, "an estimate from returns and lengths", is_estimate=True)
 
 
@@ -90,11 +90,3 @@ def bonus(run: Run, steps: Array) -> Array | Unknown:
     else:
         return Unknown("the entropy was not logged, nor is the number of actions known: what it adds to Q is not known")
     return np.asarray(np.interp(steps, alpha.steps, alpha.values) * entropies * gamma / (1.0 - gamma))
-
-
-def _rolling(values: Array, width: int) -> Array:
-    """Mean of each value and those before it."""
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
-    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))

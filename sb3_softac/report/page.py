@@ -130,10 +130,12 @@ def _interval(groups: Groups) -> str:
     if max(sizes) < 2:
         return ""
     words = ["Thin lines are single runs, thick ones their mean where all of them have values."]
-    if any(size > 2 for size in sizes):
-        words.append("The band is the 95 % confidence interval of the mean (Student's t).")
-    if 2 in sizes:
-        words.append("With two runs it is their range." if max(sizes) > 2 else "The band is the range of the two runs.")
+    if max(sizes) > 2:
+        words.append(
+            "The band is the 95 % confidence interval of the mean (Student's t); where two runs have values, their range."
+        )
+    else:
+        words.append("The band is the range of the two runs.")
     unequal = [runs for runs in groups.values() if len({run.n_steps for run in runs}) > 1]
     if unequal:
         words.append("Runs of one group have unequal lengths: mean and band end where the shortest does.")

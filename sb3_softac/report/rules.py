@@ -13,7 +13,7 @@ from sb3_softac.report.verdicts import Finding, Rule, Unknown
 RULES = (
     Rule("no-updates", runs.no_updates),
     Rule("not-finite", runs.not_finite),
-    Rule("below-random", runs.below_random, (runs.FEWEST_RANDOM, runs.DEVIATIONS)),
+    Rule("below-random", runs.below_random, (runs.FEWEST_RANDOM, runs.DEVIATIONS, runs.CHANCE)),
     Rule("values-above-returns", values.values_above_returns, (values.MOSTLY,)),
     Rule("targets-clipped", values.targets_clipped, (MOST_CLIPPED,)),
     Rule("gradients-exploding", values.gradients_exploding, (values.EXPLOSION, values.STILL_GROWING)),
@@ -55,7 +55,10 @@ def judge(groups: Mapping[str, Sequence[Run]]) -> list[Outcome]:
         for label, members in groups.items():
             outcome = Outcome(rule.name, label, n_runs=len(members))
             for run in members:
-                verdict = rule.decide(run)
+                try:
+                    verdict = rule.decide(run)
+                except Exception as error:  # logs may hold anything, and one of them must not cost the whole report
+                    verdict = Unknown(f"the rule failed on what these logs hold ({type(error).__name__}: {error})")
                 if isinstance(verdict, Finding):
                     outcome.findings[run.name] = verdict
                 elif isinstance(verdict, Unknown):

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import stats
 
 from sb3_softac.arguments.soft_ac import MOST_UPDATES
-from sb3_softac.report.data import Array, Run
+from sb3_softac.report.data import LARGEST_NUMBER, Array, Run, Series
 from sb3_softac.report.rules_values import has_normalisation
 from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, count, number
 
@@ -14,19 +15,19 @@ NOTHING, AT_THE_END = 0.01, 0.1
 #: episodes of one length that are no coincidence
 SAME_LENGTHS = 10
 #: random episodes without which nothing is compared
-FEWEST_RANDOM = 2
-#: how many standard deviations of theirs returns must be lower to be worse
-DEVIATIONS = 1.0
+FEWEST_RANDOM = 5
+#: how many standard deviations of theirs returns must be lower to be worse, and how likely that may be by chance
+DEVIATIONS, CHANCE = 1.0, 0.01
 
 
 def no_updates(run: Run) -> Verdict:
     """Not one gradient step."""
-    starts, n_steps = run.settings.get("learning_starts"), run.n_steps
+    starts, n_steps = run.settings.number("learning_starts"), run.n_steps
     trained = any(name.startswith("train/") and name != "train/std" for name in run.metrics)
     advice = "Fewer learning_starts (and random_steps), or more steps."
     if trained:
         return None
-    if isinstance(starts, int | float) and 0 < n_steps <= starts and run.is_soft:
+    if starts is not None and 0 < n_steps <= starts and run.is_soft:
         if n_steps + _in_unfinished_episodes(run) > starts:
             return Unknown(
                 f"monitor.csv has episodes of {count(n_steps, 'step')} in all, and learning_starts is {starts:,.0f}: whether "
@@ -73,14 +74,14 @@ def not_finite(run: Run) -> Verdict:
 
 def many_updates(run: Run) -> Verdict:
     """More than four gradient steps per environment step, and nothing that makes critics bear it."""
-    updates, starts = run.metric("train/n_updates"), run.settings.get("learning_starts")
+    updates, starts = run.metric("train/n_updates"), run.settings.number("learning_starts")
     ratio: float | None = None
     if updates is not None and len(updates) > 1:
         between = updates.steps[-1] - updates.steps[0]
         ratio = float((updates.values[-1] - updates.values[0]) / between) if between > 0 else None
     if ratio is None:
         ratio = _asked_for(run)
-    if ratio is None and updates is not None and isinstance(starts, int | float) and updates.steps[-1] > starts:
+    if ratio is None and updates is not None and starts is not None and updates.steps[-1] > starts:
         ratio = float(updates.values[-1] / (updates.steps[-1] - starts))
     if ratio is None:
         return Unknown("neither train/n_updates nor gradient_steps with train_freq in steps is known")
@@ -103,14 +104,16 @@ def many_updates(run: Run) -> Verdict:
 
 def _asked_for(run: Run) -> float | None:
     """Updates per step by the options alone."""
-    steps, frequency, n_envs = (run.settings.get(name) for name in ("gradient_steps", "train_freq", "n_envs"))
-    n_envs = 1 if n_envs is None else n_envs
-    if isinstance(steps, int | float) and steps < 0:
+    steps, frequency, n_envs = (run.settings.number(name) for name in ("gradient_steps", "train_freq", "n_envs"))
+    if steps is not None and steps < 0:
         return 1.0  # as many as there were steps
-    if isinstance(frequency, list | tuple) and len(frequency) == 2 and frequency[1] == "step":
-        frequency = frequency[0]
-    numbers = all(isinstance(value, int | float) and value > 0 for value in (steps, frequency, n_envs))
-    return float(steps) / (float(frequency) * float(n_envs)) if numbers else None
+    pair = run.settings.get("train_freq")
+    if isinstance(pair, list | tuple) and len(pair) == 2 and pair[1] == "step" and isinstance(pair[0], int):
+        frequency = float(min(pair[0], LARGEST_NUMBER))
+    n_envs = 1.0 if n_envs is None else n_envs
+    if steps is None or frequency is None or not min(steps, frequency, n_envs) > 0:
+        return None
+    return steps / (frequency * n_envs)
 
 
 def learning_rate_gone(run: Run) -> Verdict:
@@ -125,9 +128,12 @@ def learning_rate_gone(run: Run) -> Verdict:
             verdicts.append(Unknown(f"{name} was logged too rarely"))
             continue
         largest = float(series.values.max())
+        if largest <= 0.0:
+            verdicts.append(Unknown(f"{name} was never above 0"))
+            continue
         last = int(np.flatnonzero(series.values >= NOTHING * largest)[-1])  # where it still was something
         since_step = series.steps[min(last + 1, len(series) - 1)]
-        if largest > 0.0 and series.steps[-1] - since_step >= AT_THE_END * series.steps[-1]:
+        if series.steps[-1] - since_step >= AT_THE_END * series.steps[-1]:
             verdicts.append(
                 Finding(
                     "A learning rate has decayed to nothing.",
@@ -140,13 +146,18 @@ def learning_rate_gone(run: Run) -> Verdict:
     return (found or [verdict for verdict in verdicts if verdict is not None] or [None])[0]
 
 
+def _n_random(run: Run) -> float | None:
+    """How many steps had uniformly random actions."""
+    steps = run.settings.number("random_steps")
+    return run.settings.number("learning_starts") if steps is None else steps
+
+
 def random_returns(run: Run) -> Array | Unknown:
     """Returns of the episodes that ended while actions were uniformly random."""
-    steps = run.settings.get("random_steps")
-    steps = run.settings.get("learning_starts") if steps is None else steps
+    steps = _n_random(run)
     if run.episodes is None or len(run.episodes) == 0:
         return Unknown("there is no monitor.csv with episodes")
-    if not run.is_soft or not isinstance(steps, int | float):
+    if not run.is_soft or steps is None:
         return Unknown("it is not known how many steps were random (learning_starts, random_steps)")
     returns = run.episodes.returns[run.episodes.steps <= steps]
     returns = returns[np.isfinite(returns)]
@@ -156,23 +167,25 @@ def random_returns(run: Run) -> Array | Unknown:
 
 
 def below_random(run: Run) -> Verdict:
-    """Late returns are below those of random actions, by more than one standard deviation of these."""
-    random = random_returns(run)
+    """Late returns are below those of random actions, by more than one standard deviation of these, and than by chance."""
+    random, n_random = random_returns(run), _n_random(run)
     if isinstance(random, Unknown):
         return random
     assert run.episodes is not None
-    trained, name = run.episodes.returns[len(random) :], "training return"
-    late = trained[-max(1, len(trained) // 4) :]
+    assert n_random is not None
+    episodes = Series(run.episodes.steps, run.episodes.returns)
+    trained, name = episodes.where(episodes.steps > n_random), "training return"
     if run.evaluations is not None:
         means = run.evaluations.means().finite()
-        after = means.where(means.steps > run.episodes.steps[len(random) - 1])
+        after = means.where(means.steps > n_random)
         if len(after) > 0:
-            late, name = after.late(), "evaluation"
-    late = late[np.isfinite(late)]
+            trained, name = after, "evaluation"
+    late = trained.late()
     if len(late) == 0:
         return Unknown("no return was logged after the random steps")
     mean, spread = float(random.mean()), float(random.std(ddof=1))
-    if not late.mean() < mean - DEVIATIONS * spread:
+    by_chance = stats.t.ppf(1.0 - CHANCE, len(random) - 1) * np.sqrt(1 / len(random) + 1 / len(late))
+    if not late.mean() < mean - max(DEVIATIONS, float(by_chance)) * spread:
         return None
     return Finding(
         "The policy does worse than random actions.",

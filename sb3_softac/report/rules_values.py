@@ -7,7 +7,7 @@ import numpy as np
 
 from sb3_softac.algorithm import MOST_CLIPPED
 from sb3_softac.arguments.policy import DEFAULT_LOG_STD_BOUNDS
-from sb3_softac.report.data import Run, Series, in_order
+from sb3_softac.report.data import LARGEST_NUMBER, Run, Series, in_order
 from sb3_softac.report.estimates import bonus, critic_values, discounted_returns
 from sb3_softac.report.verdicts import FEWEST, Finding, Unknown, Verdict, enough, number, quarters, since
 
@@ -32,11 +32,11 @@ def temperature_at_bound(run: Run) -> Verdict:
     series = enough(run, "train/ent_coef")
     if isinstance(series, Unknown):
         return series
-    late, highest = series.late(), run.settings.get("ent_coef_max")
-    if isinstance(highest, int | float) and np.mean(late >= ALMOST * highest) >= MOSTLY:
+    late, highest = series.late(), run.settings.number("ent_coef_max")
+    if highest is not None and np.mean(late >= ALMOST * highest) >= MOSTLY:
         return Finding(
             "α is at its upper bound.",
-            f"train/ent_coef is {number(late.mean())} {since(series)}, and ent_coef_max={highest}.",
+            f"train/ent_coef is {number(late.mean())} {since(series)}, and ent_coef_max={highest:g}.",
             "The target entropy is out of reach at this α. A lower target_entropy (for Box actions), a smaller "
             "target_entropy_scale (for Discrete ones) or a larger ent_coef_max gives it room.",
         )
@@ -154,10 +154,13 @@ def actions_saturated(run: Run) -> Verdict:
     )
 
 
-def log_std_bounds(run: Run) -> tuple[tuple[float, float], str]:
+def log_std_bounds(run: Run) -> tuple[tuple[float, float], str] | Unknown:
     """The range of log σ, and where that is known from."""
     bounds = run.settings.policy("log_std_bounds")
-    if isinstance(bounds, list | tuple) and len(bounds) == 2:
+    is_pair = isinstance(bounds, list | tuple) and len(bounds) == 2
+    if is_pair and not all(isinstance(bound, int | float) and abs(bound) <= LARGEST_NUMBER for bound in bounds):
+        return Unknown(f"log_std_bounds={tuple(bounds)} are not numbers that are read here")
+    if is_pair:
         return (float(bounds[0]), float(bounds[1])), "log_std_bounds"
     return DEFAULT_LOG_STD_BOUNDS, f"the default of log_std_bounds{'' if run.settings.known else ', assumed'}"
 
@@ -169,7 +172,10 @@ def log_std_at_bound(run: Run) -> Verdict:
         return series
     if run.settings.get("use_sde"):
         return Unknown("with gSDE train/log_std is that of the noise matrix, which has no bounds")
-    (low, high), source = log_std_bounds(run)
+    bounds = log_std_bounds(run)
+    if isinstance(bounds, Unknown):
+        return bounds
+    (low, high), source = bounds
     margin, late = MARGIN * (high - low), float(series.late().mean())
     evidence = f"train/log_std is {number(late)} {since(series)}; its range is {number(low)} to {number(high)} ({source})."
     if late <= low + margin:

@@ -184,7 +184,7 @@ def of_model(folder: Path) -> Saved | None:
                     continue
                 data = json.loads(archive.read("data"))
             algorithm = _algorithm(data["policy_class"], data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile, EOFError):
+        except Exception:  # whatever is raised by a file that is damaged, encrypted, or none of a model
             continue
         pickled = {name for name, value in data.items() if isinstance(value, dict) and ":serialized:" in value}
         frequency = _train_freq(data["train_freq"][":serialized:"]) if "train_freq" in pickled else None

@@ -2,16 +2,17 @@
 
 import csv
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sb3_softac.report.data import Array, Episodes, Evaluations, Series, in_order
+from sb3_softac.report.data import MOST_STEPS, Episodes, Evaluations, Series, as_written, goes_back
 
 STEPS = "time/total_timesteps"
+#: return, length, and seconds since the start
+Episode = tuple[float, float, float]
 
 
 def _lines(path: Path, notes: list[str]) -> list[str]:
@@ -50,8 +51,7 @@ def read_monitor(paths: Sequence[Path], notes: list[str]) -> tuple[Episodes | No
     :param paths: ``monitor.csv``, or ``0.monitor.csv``, ``1.monitor.csv``, ...
     :param notes: gets a sentence for what could not be read
     """
-    found: list[tuple[float, float, float]] = []
-    starts: list[float] = []
+    files: list[tuple[float | None, list[Episode]]] = []
     env_id: str | None = None
     for path in sorted(paths):
         lines = _lines(path, notes)
@@ -60,22 +60,45 @@ def read_monitor(paths: Sequence[Path], notes: list[str]) -> tuple[Episodes | No
         if lines and not {"r", "l", "t"} <= {*names}:
             notes.append(f"{path.name} has no columns r, l and t, which Monitor writes.")
             continue
+        episodes: list[Episode] = []
         for row in rows:
             r, length, t = (_number(row[name]) for name in ("r", "l", "t"))
-            if r is None or length is None or t is None or not 0 < length < np.inf:
+            if r is None or length is None or t is None or not 0 < length <= MOST_STEPS or not abs(t) <= MOST_STEPS:
                 left_out += 1
             else:
-                found.append((r, length, t + (start or 0.0)))
+                episodes.append((r, length, t))
         if left_out:
             notes.append(f"{path.name} is damaged: {left_out} of its rows are left out.")
-        starts += [] if start is None else [start]
+        files.append((start, _going_on(episodes)))
     if not paths:
         return None, None
-    if len(paths) > 1:
-        found.sort(key=lambda episode: episode[2])
+    return _together(files, notes), env_id
+
+
+def _going_on(episodes: list[Episode]) -> list[Episode]:
+    """Episodes of one file whose times never fall: where they do, a later start has added to it, and its clock began anew."""
+    offset = last = 0.0
+    placed: list[Episode] = []
+    for r, length, t in episodes:
+        offset += last if t < last else 0.0
+        placed.append((r, length, offset + t))
+        last = t
+    return placed
+
+
+def _together(files: Sequence[tuple[float | None, list[Episode]]], notes: list[str]) -> Episodes:
+    """The episodes of all environments in the order of time."""
+    starts = [start for start, _ in files if start is not None]
     first = min(starts, default=0.0)
+    if starts and len(starts) < len(files):
+        notes.append(
+            "Not every monitor file says when it was begun: those that do not are taken to have begun with the first."
+        )
+    found = [(r, n, t + (first if start is None else start) - first) for start, own in files for r, n, t in own]
+    if len(files) > 1:
+        found.sort(key=lambda episode: episode[2])
     columns = np.array(found, dtype=np.float64).reshape(-1, 3)
-    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2] - first, first or None, len(paths)), env_id
+    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2], first or None, len(files))
 
 
 def _header(lines: list[str], env_id: str | None) -> tuple[float | None, str | None, list[str]]:
@@ -84,30 +107,34 @@ def _header(lines: list[str], env_id: str | None) -> tuple[float | None, str | N
         return None, env_id, lines
     try:
         header: Any = json.loads(lines[0][1:])
-        name = str(header.get("env_id"))
-        return float(header["t_start"]), (env_id if name == "None" else name), lines[1:]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        name, start = str(header.get("env_id")), float(header["t_start"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None, env_id, lines[1:]
+    return (start if abs(start) <= MOST_STEPS else None), (env_id if name == "None" else name), lines[1:]
 
 
 def read_progress(path: Path, notes: list[str]) -> dict[str, Series]:
     """Every column of a ``progress.csv`` that holds numbers, against environment steps."""
     columns: dict[str, list[tuple[float, float]]] = {}
+    steps: list[float] = []
     names, rows, left_out = _rows(_lines(path, notes))
     if rows and STEPS not in names:
         notes.append(f"{path.name} has no column {STEPS}: its rows are counted instead.")
     for index, row in enumerate(rows):
         step = _number(row[STEPS]) if STEPS in names else float(index)
-        if step is None:
+        if step is None or not abs(step) <= MOST_STEPS:
             left_out += 1
             continue
+        steps.append(step)
         for name, cell in row.items():
             value = _number(cell)
             if value is not None and name:
                 columns.setdefault(name, []).append((step, value))
     if left_out:
         notes.append(f"{path.name} is damaged: {left_out} of its rows are left out.")
-    return {name: in_order(*zip(*points, strict=True)) for name, points in columns.items()}
+    if where := goes_back(steps):
+        notes.append(f"{path.name} goes back from {where}: what it had logged from there on is left out.")
+    return {name: as_written(points) for name, points in columns.items()}
 
 
 def read_evaluations(path: Path, notes: list[str]) -> Evaluations | None:
@@ -116,16 +143,16 @@ def read_evaluations(path: Path, notes: list[str]) -> Evaluations | None:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closed if NumPy fails, too
             steps, returns = file["timesteps"], file["results"]
         steps, returns = np.asarray(steps, np.float64), np.asarray(returns, np.float64)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever NumPy and its decompression raise on bytes that they do not understand
         notes.append(f"{path.name} could not be read ({type(error).__name__}): evaluations are missing.")
         return None
     if returns.ndim == 1:
         returns = returns[:, None]
-    if returns.ndim != 2 or len(steps) != len(returns) or returns.size == 0:
+    steps = steps.reshape(-1)
+    known = np.abs(steps) <= MOST_STEPS
+    if returns.ndim != 2 or len(steps) != len(returns) or returns.size == 0 or not known.any():
         notes.append(f"{path.name} holds no returns, or others than its steps.")
         return None
-    return Evaluations(_one_dimensional(steps), returns)
-
-
-def _one_dimensional(steps: Array) -> Array:
-    return steps.reshape(len(steps), -1)[:, 0]
+    if not known.all():
+        notes.append(f"{path.name} is damaged: {np.sum(~known)} of its steps are no numbers, and left out.")
+    return Evaluations(steps[known], returns[known])

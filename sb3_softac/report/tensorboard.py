@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sb3_softac.report.data import ReportError, Series, in_order
+from sb3_softac.report.data import MOST_STEPS, ReportError, Series, as_written, goes_back
 
 PATTERN = "events.out.tfevents.*"
 
@@ -12,7 +12,7 @@ PATTERN = "events.out.tfevents.*"
 def start_of(path: Path) -> float | None:
     """When an event file was begun, in seconds since 1970, as its name says."""
     parts = path.name.split(".")
-    return float(parts[3]) if len(parts) > 3 and parts[3].isdigit() else None
+    return float(parts[3]) if len(parts) > 3 and parts[3].isdecimal() else None
 
 
 def read_events(folder: Path, notes: list[str]) -> dict[str, Series]:
@@ -48,4 +48,8 @@ def read_events(folder: Path, notes: list[str]) -> dict[str, Series]:
         notes.append(f"{damaged} of the event files in {folder.name} are damaged, and left out.")
     elif not points:
         notes.append(f"The event files in {folder.name} hold no numbers.")
-    return {name: in_order(*zip(*values, strict=True)) for name, values in points.items()}
+    points = {name: [pair for pair in pairs if abs(pair[0]) <= MOST_STEPS] for name, pairs in points.items()}
+    longest = max(points.values(), key=len, default=[])
+    if where := goes_back([step for step, _ in longest]):
+        notes.append(f"The log in {folder.name} goes back from {where}: what it had logged from there on is left out.")
+    return {name: as_written(pairs) for name, pairs in points.items()}

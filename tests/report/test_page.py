@@ -101,7 +101,7 @@ def test_a_real_training_is_shown_and_judged(tmp_path: Path) -> None:
         return Monitor(gym.make("Pendulum-v1", max_episode_steps=25))
 
     logger = configure(str(tmp_path / "run"), ["csv", "tensorboard"])
-    model = quick_model(Monitor(env(), str(tmp_path / "run")), learning_starts=60, tau=0.1)
+    model = quick_model(Monitor(env(), str(tmp_path / "run")), learning_starts=130, tau=0.1)
     model.set_logger(logger)
     evaluation = EvalCallback(env(), eval_freq=100, n_eval_episodes=2, log_path=str(tmp_path / "run"), verbose=0)
     model.learn(400, callback=evaluation, log_interval=1)

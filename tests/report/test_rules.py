@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sb3_softac import SoftAC, SoftACPolicy
 from sb3_softac.algorithm import MOST_CLIPPED
@@ -21,7 +22,7 @@ from tests.report.made import episodes, evaluations, run, series
 
 DECIDE = {rule.name: rule.decide for rule in RULES}
 NORMED = {"layer_norm": True}
-RANDOM = [-10.0, -12.0, -11.0, -9.0]  # the first 400 steps
+RANDOM = [-10.0, -12.0, -11.0, -9.0, -10.0]  # the first 500 steps
 
 SICK: dict[str, list[Run]] = {
     "no-updates": [
@@ -36,11 +37,11 @@ SICK: dict[str, list[Run]] = {
     ],
     "below-random": [
         run(
-            given={"learning_starts": 400},
+            given={"learning_starts": 500},
             episodes=episodes([*RANDOM, *[-5.0] * 20]),
-            evaluations=evaluations([500, 1000, 2000], [-50.0, -60.0, -70.0]),
+            evaluations=evaluations([550, 1000, 2000], [-50.0, -60.0, -70.0]),
         ),
-        run(given={"learning_starts": 0, "random_steps": 400}, episodes=episodes([*RANDOM, *[-50.0] * 20])),
+        run(given={"learning_starts": 0, "random_steps": 500}, episodes=episodes([*RANDOM, *[-50.0] * 20])),
     ],
     "values-above-returns": [
         run(
@@ -97,9 +98,20 @@ WELL: dict[str, list[Run]] = {
     "not-finite": [run(train__critic_loss=1.0, episodes=episodes([1.0]))],
     "below-random": [
         run(
-            given={"learning_starts": 400},
+            given={"learning_starts": 500},
             episodes=episodes([*RANDOM, *[-50.0] * 20]),  # exploration is worse than the policy
             evaluations=evaluations([100, 1000, 2000], [-50.0, -10.0, -8.0]),
+        ),
+        # more than a standard deviation lower, as one evaluation of six of random actions is by chance
+        run(
+            given={"learning_starts": 500},
+            episodes=episodes([*RANDOM, *[-10.0] * 20]),
+            evaluations=evaluations([1000], [-12.0]),
+        ),
+        # the last quarter of the steps, not of the episodes: long ones are good, and short ones at the start were bad
+        run(
+            given={"learning_starts": 500},
+            episodes=episodes([*RANDOM, *[-50.0] * 40, *[-5.0] * 5], [100] * 5 + [1] * 40 + [100] * 5),
         ),
     ],
     "values-above-returns": [
@@ -288,7 +300,8 @@ def edges() -> list[Any]:
     (explosion, growing), (mostly, almost, _) = limits["gradients-exploding"], limits["alpha-at-bound"]
     (margin,), (share, nats) = limits["log-std-at-bound"], limits["entropy-off-target"]
     (same,), (updates,), (nothing, end) = (limits[name] for name in ("timeouts-as-ends", "many-updates", "learning-rate-gone"))
-    deviations, fewest = limits["below-random"]
+    deviations, chance, fewest = limits["below-random"]
+    by_chance = stats.t.ppf(1 - chance, fewest - 1) * np.sqrt(1 / fewest + 1 / 50)  # of 200 episodes 50 are late
 
     def steps(*values: float) -> Any:
         """A metric with one value in each quarter of the run."""
@@ -300,9 +313,10 @@ def edges() -> list[Any]:
 
     def random(n_random: int, factor: float) -> Run:
         """Random returns of mean −10 and standard deviation 2, then worse ones."""
-        given = [-10.0 + 2.0 * np.sqrt((n_random - 1) / n_random) * (-1) ** index for index in range(n_random)]
+        spaced = np.linspace(-1.0, 1.0, n_random)
+        given = -10.0 + 2.0 * spaced / spaced.std(ddof=1)
         return run(
-            given={"learning_starts": 100 * n_random}, episodes=episodes([*given, *[-10.0 - 2.0 * factor * deviations] * 20])
+            given={"learning_starts": 100 * n_random}, episodes=episodes([*given, *[-10.0 - 2.0 * factor * deviations] * 200])
         )
 
     def rate(value: float, since: float) -> Run:
@@ -361,8 +375,9 @@ def edges() -> list[Any]:
             (rate(0.0, 1 - 0.9 * end), rate(0.0, 1 - 1.2 * end)),
         ],
         "below-random": [
-            (random(4, 0.99), random(4, 1.01)),
-            (random(round(fewest) - 1, 1.5), random(round(fewest), 1.5)),
+            (random(40, 0.99), random(40, 1.01)),
+            (random(round(fewest) - 1, 2.5), random(round(fewest), 2.5)),
+            (random(round(fewest), 0.99 * by_chance), random(round(fewest), 1.01 * by_chance)),
         ],
     }
     return [
