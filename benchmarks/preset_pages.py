@@ -188,24 +188,24 @@ def published(label: str, step: int) -> dict[str, str]:
 def has_settings_of(variant: str, settings: dict[str, Any]) -> bool:
     """Whether a run has nothing but its variant's settings, a number of random steps, a learning rate and a reward scale."""
     own = json.loads(json.dumps(VARIANTS[variant][1]))
-    others = {name: value for name, value in settings.items() if own.get(name) != value}
-    return others.keys() <= {"learning_starts", "learning_rate", "reward_scale"}
+    others = {name for name in {*own, *settings} if name not in settings or own.get(name) != settings[name]}
+    return others <= {"learning_starts", "learning_rate", "reward_scale"}
 
 
 @functools.cache
 def ours(variant: str) -> dict[tuple[str, int], list[float]]:
     """Our measured returns of a variant as it is: one for each seed, by task and steps."""
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    found: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
     for path in sorted(DOCS.glob("returns*.csv")):
         for row in read(path):
             if row["variant"] == variant and "settings" in row and has_settings_of(variant, json.loads(row["settings"])):
-                found[row["env"], int(row["steps"])].append(float(row["return"]))
-    return dict(found)
+                found[row["env"], int(row["steps"])].setdefault(int(row["seed"]), float(row["return"]))
+    return {key: list(by_seed.values()) for key, by_seed in found.items()}
 
 
 def seeds_of(returns: list[float]) -> str:
     mean = f"{np.mean(returns):,.0f}"
-    return f"{mean} (1 seed)" if len(returns) == 1 else f"{mean} ± {np.std(returns):,.0f} ({len(returns)} seeds)"
+    return f"{mean} (1 seed)" if len(returns) == 1 else f"{mean} ± {np.std(returns, ddof=1):,.0f} ({len(returns)} seeds)"
 
 
 def returns(name: str) -> str:
@@ -269,7 +269,9 @@ def returns_by_preset() -> str:
     for label, by in [("SAC", "SAC"), *((f"`{n}`", p) for n, p in PUBLISHED.items())]:
         for step in STEPS:
             found = published(by, step)
-            lines.append(f"| {label} | published as {by}, {step:,} steps | " + " | ".join(found[task] for task in tasks) + " |")
+            lines.append(
+                f"| {label} | published as {by}, {step:,} steps | " + " | ".join(found[task] for task in tasks) + " |"
+            )
     of_ours = {"the default": "SoftAC"} | {f"`{name}`": OURS[name] for name in presets.PRESETS if name in OURS}
     for label, variant in of_ours.items():
         measured = {env: each for (env, steps), each in ours(variant).items() if steps == STEPS[0]}

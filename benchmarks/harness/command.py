@@ -128,7 +128,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         for env in given.env
         for variant in given.variants
     ]
-    return Plan(runs, args.output)
+    return Plan(list({run.key: run for run in runs}.values()), args.output)
 
 
 def show(args: argparse.Namespace) -> None:
@@ -175,10 +175,20 @@ def perform(args: argparse.Namespace) -> int:
 
         preflight(plan.runs)
         name, patience = args.study or "returns", args.patience or 600.0
-        print(worker.work(args.worker, name, plan.runs, plan.output, args.checkpoints, patience, args.processes, args.device))
-        return 0
+        text, is_complete = worker.work(
+            args.worker, name, plan.runs, plan.output, args.checkpoints, patience, args.processes, args.device
+        )
+        print(text)
+        return 0 if is_complete else 1
     assert plan.output is not None
-    missing = rows.missing(plan.runs, rows.read(plan.output, repair=True))
+    present = rows.read(plan.output, repair=True)
+    missing, others = rows.missing(plan.runs, present), rows.of_other_episodes(plan.runs, present)
+    if others:
+        print(
+            f"{len(others)} runs are done, but with returns over another number of episodes than asked for; remove their rows "
+            f"to do them again: {'; '.join(map(str, others))}.",
+            file=sys.stderr,
+        )
     preflight(missing)
     from harness.pool import Pool
 

@@ -163,8 +163,8 @@ def _named(where: str, entry: Any) -> tuple[str, str, dict[str, Any]]:
     _check_keys(where, entry, "a variant", ("name", "base"))
     name, base, options = entry["name"], entry["base"], _options(where, entry.get("set"))
     for key, value in (("name", name), ("base", base)):
-        if not isinstance(value, str):
-            refuse(f"{where}: {key} of a variant", value, "a text")
+        if not isinstance(value, str) or not value.isprintable():
+            refuse(f"{where}: {key} of a variant", value, "a text in one line")
     check_variant(base)
     if name != base and name in VARIANTS:
         refuse(f"{where}: name", name, f"another one, because it is that of a variant which is not {base!r}")

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,19 +78,36 @@ def _check(path: Path, number: int, row: Row) -> None:
         ) from None
 
 
+def algorithm_of(row: Row) -> str:
+    """Its class; of the first files, which do not say it, that of its variant."""
+    known = VARIANTS.get(row["variant"])
+    return row.get("algorithm") or (known[0].__name__ if known else "")
+
+
 def key_of(row: Row) -> Key | None:
     """What tells the run of a row from others; None for files of the first version, which hold no settings."""
     if not row.get("settings"):
         return None
-    known = VARIANTS.get(row["variant"])
-    algorithm = row.get("algorithm") or (known[0].__name__ if known else "")
-    return (algorithm, row["variant"], row["env"], int(row["steps"]), int(row["seed"]), canonical(json.loads(row["settings"])))
+    return (
+        algorithm_of(row),
+        row["variant"],
+        row["env"],
+        int(row["steps"]),
+        int(row["seed"]),
+        canonical(json.loads(row["settings"])),
+    )
 
 
 def missing(runs: list[Run], rows: list[Row]) -> list[Run]:
     """The runs that have no row."""
     done = {key_of(row) for row in rows}
     return [run for run in runs if run.key not in done]
+
+
+def of_other_episodes(runs: list[Run], rows: list[Row]) -> list[Run]:
+    """Runs that have a row, whose return is the mean over another number of episodes."""
+    episodes = {key_of(row): row.get("episodes") for row in rows}
+    return [run for run in runs if (episodes.get(run.key) or str(run.episodes)) != str(run.episodes)]
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -123,12 +141,13 @@ def append(path: Path, row: Row) -> bool:
 
 
 @contextlib.contextmanager
-def claim(path: Path, run: Run) -> Iterator[bool]:
+def claim(path: Path, run: Run, patience: float = 1.0) -> Iterator[bool]:
     """Hold a run; the system lets go of it when this process ends, however it does.
 
+    :param patience: seconds to wait for somebody who only looks
     :return: whether nobody else holds it
     """
-    lock = FileLock(_beside(path, run.id), timeout=0)
+    lock = FileLock(_beside(path, run.id), timeout=patience)
     try:
         lock.acquire()
     except Timeout:
@@ -143,7 +162,7 @@ def claim(path: Path, run: Run) -> Iterator[bool]:
 def is_claimed(path: Path, run: Run) -> bool:
     if not (path.parent / f".{path.name}.locks" / run.id).exists():
         return False
-    with claim(path, run) as is_free:
+    with claim(path, run, patience=0.0) as is_free:
         return not is_free
 
 
@@ -175,3 +194,7 @@ def check_writable(path: Path) -> None:
     """
     check_place("--output", path)
     read(path, repair=True)
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith(("\n", "\r")):
+        last = text.splitlines()[-1]
+        print(f"{path} ends within a line, which the next row replaces: {last[:60]!r}...", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Rows of files, chosen and checked, and printed seed by seed."""
 
+import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,13 +39,29 @@ def load(
     return chosen
 
 
+def _check_settings(rows: list[Row]) -> None:
+    """:raises ValueError: rows of one variant on one task have different settings, so they are no seeds of one thing"""
+    first = {"algorithm": files.algorithm_of(rows[0]), **json.loads(rows[0].get("settings") or "{}")}
+    for row in rows[1:]:
+        other = {"algorithm": files.algorithm_of(row), **json.loads(row.get("settings") or "{}")}
+        differing = sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
+        if differing and rows[0]["seed"] != row["seed"]:
+            values = " and ".join(repr(each.get(differing[0])) for each in (first, other))
+            raise ValueError(
+                f"{row['variant']} on {row['env']} has rows of different settings: {differing[0]} is {values} with seeds "
+                f"{rows[0]['seed']} and {row['seed']}. Choose files or --seeds of one, or give one of them a name in a plan."
+            )
+
+
 def check(rows: list[Row]) -> None:
-    """:raises ValueError: unequal steps on a task, two rows of a run, or unequal seeds"""
+    """:raises ValueError: unequal steps on a task, two rows of a run, different settings of a variant, or unequal seeds"""
     for env in dict.fromkeys(row["env"] for row in rows):
         of_env = [row for row in rows if row["env"] == env]
         steps = sorted({int(row["steps"]) for row in of_env})
         if len(steps) > 1:
             raise ValueError(f"There are runs of {' and '.join(f'{n:,}' for n in steps)} steps on {env}: choose with --steps.")
+        for variant in dict.fromkeys(row["variant"] for row in of_env):
+            _check_settings([row for row in of_env if row["variant"] == variant])
         seeds: dict[str, list[int]] = {}
         for row in of_env:
             seeds.setdefault(row["variant"], []).append(int(row["seed"]))

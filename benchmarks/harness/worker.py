@@ -275,14 +275,16 @@ class Worker:
                 self.copy_rows()
                 return
 
-    def summary(self) -> str:
+    def summary(self) -> tuple[str, bool]:
+        """How it went, and whether every run is done."""
         trials = self.trials()
         done = {trial.user_attrs["id"] for trial in trials if trial.state is TrialState.COMPLETE}
         live = {trial.user_attrs["id"] for trial in trials if trial.state in LIVE}
         failed = [trial.user_attrs for trial in trials if "error" in trial.user_attrs]
         errors = [f"{from_dict(attributes['run'])}: {attributes['error']}" for attributes in failed]
         lost = len({trial.user_attrs["id"] for trial in trials} - live)
-        return "\n".join([*errors, f"{len(done)} runs are done, {len(live - done)} waiting or running, {lost} have failed."])
+        text = f"{len(done)} runs are done, {len(live - done)} waiting or running, {lost} have failed."
+        return "\n".join([*errors, text]), not lost and live == done
 
 
 def _process(storage: str, name: str, *arguments: Any) -> None:
@@ -298,12 +300,12 @@ def work(
     patience: float,
     n_processes: int,
     device: str = "cpu",
-) -> str:
+) -> tuple[str, bool]:
     """Workers side by side, until every run of a study is done or has failed.
 
     :param storage: path of a journal file, or URL of a database
     :param name: of the study
-    :return: how it went
+    :return: how it went, and whether every run is done
     """
     study = open_study(storage, name)
     context = multiprocessing.get_context("spawn")

@@ -66,7 +66,7 @@ def write_progress(folder: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
     return path
 
 
-def write_evaluations(folder: Path, steps: Sequence[int], returns: Any) -> Path:
+def write_evaluations(folder: Path, steps: Sequence[float], returns: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evaluations.npz"
     np.savez(path, timesteps=np.array(steps), results=np.array(returns), ep_lengths=np.ones_like(np.array(returns)))

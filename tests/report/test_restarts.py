@@ -29,7 +29,8 @@ class TestMonitor:
             first = [(-100.0 + t, 10, float(t)) for t in range(1, 6)]
             second = [(float(t), 10, t + 0.5) for t in range(5)]
             write_monitor(tmp_path, first + second, name=f"{index}.monitor.csv")
-        episodes, _ = read_monitor([*tmp_path.glob("*.csv")], notes := [])
+        notes: list[str] = []
+        episodes, _ = read_monitor([*tmp_path.glob("*.csv")], notes)
         assert episodes is not None
         assert not notes
         assert np.all(np.diff(episodes.seconds) >= 0)
@@ -41,7 +42,8 @@ class TestMonitor:
         write_monitor(tmp_path, rows, start=1.7e9, name="1.monitor.csv")
         path = write_monitor(tmp_path, rows, name="0.monitor.csv")
         path.write_text('#{"t_start": 17\n' + path.read_text().partition("\n")[2])
-        episodes, _ = read_monitor([*tmp_path.glob("*.csv")], notes := [])
+        notes: list[str] = []
+        episodes, _ = read_monitor([*tmp_path.glob("*.csv")], notes)
         assert episodes is not None
         assert [*episodes.seconds] == [1, 1, 2, 2, 3, 3]
         assert "taken to have begun with the first" in notes[0]
@@ -92,7 +94,8 @@ class TestMetrics:
         """`learn` twice with one logger: counting begins again."""
         steps = [*range(100, 600, 100), *range(50, 600, 100)]
         write_progress(tmp_path, {"time/total_timesteps": steps, "train/ent_coef": [1.0] * 5 + [0.1] * 6})
-        found = read_progress(tmp_path / "progress.csv", notes := [])
+        notes: list[str] = []
+        found = read_progress(tmp_path / "progress.csv", notes)
         assert [*found["train/ent_coef"].values] == [0.1] * 6
         assert "goes back from step 500 to 50" in notes[0]
 
@@ -193,7 +196,8 @@ def test_a_page_is_made_of_anything(damage: Callable[[Path], Any], tmp_path: Pat
 
 def test_what_is_left_of_damaged_evaluations(tmp_path: Path) -> None:
     path = write_evaluations(tmp_path, [1, np.inf, 3], [[1.0], [2.0], [3.0]])
-    found = read_evaluations(path, notes := [])
+    notes: list[str] = []
+    found = read_evaluations(path, notes)
     assert found is not None
     assert ([*found.steps], [*found.returns[:, 0]]) == ([1.0, 3.0], [1.0, 3.0])
     assert "1 of its steps are no numbers" in notes[0]

@@ -67,6 +67,8 @@ class TestTables:
         [
             ({"seed": "3"}, "SoftAC on HalfCheetah-v5 has no row of seed 0, but others do: .*choose --seeds 1 2"),
             ({"seed": "1"}, "SoftAC on HalfCheetah-v5 has two rows of seed 1"),
+            ({"settings": '{"gamma": 0.5}'}, "SoftAC on .* different settings: gamma is 0.5 and None with seeds 0 and 1"),
+            ({"algorithm": "SoftQL"}, "SoftAC on HalfCheetah-v5 has rows of different settings: algorithm is 'SoftQL'"),
             ({"steps": "50000"}, "runs of 50,000 and 100,000 steps on HalfCheetah-v5: choose with --steps"),
         ],
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness.command import main
+from harness.command import main, make_parser, plan_of
 from harness.plans import Plan, Run, as_dict, from_dict, preflight, read_plan
 from harness.variants import settings_of
 
@@ -48,6 +48,11 @@ def test_the_same_run_in_two_groups_is_one(tmp_path: Path) -> None:
         plan(tmp_path, {}, {"set": {"batch_size": 8}})
 
 
+def test_a_run_that_the_command_line_names_twice_is_one() -> None:
+    words = "--env Pendulum-v1 Pendulum-v1 --variants SoftAC SoftAC --seeds 0 0 1 --steps 100".split()
+    assert [run.seed for run in plan_of(make_parser(None).parse_args(words)).runs] == [0, 1]
+
+
 def test_presets_are_variants_by_their_names() -> None:
     for name in [*presets.PRESETS, *presets.SOFTQL_PRESETS]:
         run = Run(name, name, "Pendulum-v1", 0, 100)
@@ -82,6 +87,7 @@ def test_a_run_is_known_by_its_settings_only() -> None:
         ({"variants": [{"name": "x", "base": "SoftAC", "set": 5}]}, "set` is 5, but it must be settings by their names"),
         ({"variants": [{"name": "x", "base": ["SoftAC"]}]}, r"base of a variant` is \['SoftAC'\], but it must be a text"),
         ({"variants": [{"name": 5, "base": "SoftAC"}]}, "name of a variant` is 5, but it must be a text"),
+        ({"variants": [{"name": "a\u0085b", "base": "SoftAC"}]}, "but it must be a text in one line"),
     ],
 )
 def test_a_group_that_makes_no_sense(group: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -131,13 +137,13 @@ def test_what_cannot_be_made_is_named_before_anything_runs() -> None:
         ("mujoco-100k", 4 * 5 * 5),
         ("mujoco-1m", 2 * 2 * 2),
         ("discrete", 2 * 3 * 5),
-        ("defaults", 96),
+        ("defaults", 48),
         ("scales", 70),
         ("cartpole", 3 * 5),
     ],
 )
 def test_the_plans_of_the_repository(name: str, n_runs: int) -> None:
-    """`defaults`: 16 settings on two tasks with 3 seeds; `scales`: 5 on two tasks and 4 on one, with 5 seeds."""
+    """`defaults`: 16 settings with 3 seeds; `scales`: 5 on two tasks and 4 on one, with 5 seeds."""
     runs = read_plan(PLANS / f"{name}.yml").runs
     assert len(runs) == n_runs
     preflight(runs)

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,23 @@ def test_a_file_that_is_damaged_is_not_written_to(text: str, message: str, tmp_p
     with pytest.raises(ValueError, match=message):
         rows.append(path, row(2))
     assert path.read_bytes() == text.encode()
+
+
+def test_a_line_that_will_be_replaced_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    rows.write(path, [row(0), row(1)])
+    rows.check_writable(path)
+    assert not capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:-2])  # as editors do it
+    rows.check_writable(path)
+    assert "ends within a line, which the next row replaces: 'SoftAC,Pendulum-v1,100,1," in capsys.readouterr().err
+
+
+def test_rows_over_other_numbers_of_episodes() -> None:
+    done = [{name: str(value) for name, value in row(seed, episodes=10).items()} for seed in (0, 1)]
+    runs = [replace(RUN, seed=seed, episodes=episodes) for seed, episodes in ((0, 10), (1, 50), (2, 50))]
+    assert rows.missing(runs, done) == [runs[2]]
+    assert rows.of_other_episodes(runs, done) == [runs[1]]
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:

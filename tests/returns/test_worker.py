@@ -71,7 +71,7 @@ def test_a_plan_is_done_once(place: str, tmp_path: Path, monkeypatch: pytest.Mon
     first.work()
     assert sorted(run.seed for run in performed) == [0, 1, 2]
     assert seeds(tmp_path / "rows.csv") == [0, 1, 2]
-    assert first.summary() == "3 runs are done, 0 waiting or running, 0 have failed."
+    assert first.summary() == ("3 runs are done, 0 waiting or running, 0 have failed.", True)
 
 
 @pytest.mark.parametrize("place", ["journal", "PostgreSQL"], indirect=True)
@@ -203,7 +203,7 @@ def test_a_storage_that_is_away_for_a_while(name: str, tmp_path: Path, monkeypat
         assert seeds(tmp_path / "rows.csv") == [0]
     else:
         assert "seed 0 failed: ZeroDivisionError" in said
-        assert "ZeroDivisionError" in other.summary()
+        assert "ZeroDivisionError" in other.summary()[0]
 
 
 def test_a_worker_that_dies_after_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,9 @@ def test_a_run_that_fails_is_not_tried_again(tmp_path: Path, capsys: pytest.Capt
     place.work()
     assert "seed 0 failed: ValueError: `tau` is 2.0" in capsys.readouterr().out
     assert seeds(tmp_path / "rows.csv") == [1]
-    assert "1 runs are done, 0 waiting or running, 1 have failed." in place.summary()
+    text, is_complete = place.summary()
+    assert "1 runs are done, 0 waiting or running, 1 have failed." in text
+    assert not is_complete
     assert "`tau` is 2.0" in place.summary()
 
 
