@@ -50,19 +50,6 @@ def test_the_same_run_in_two_groups_is_one(tmp_path: Path) -> None:
 
 def test_a_run_that_the_command_line_names_twice_is_one() -> None:
     words = ["--env", "Pendulum-v1", "Pendulum-v1", "--variants", "SoftAC", "SoftAC", "--seeds", "0", "0", "1"]
-        "--env",
-        "Pendulum-v1",
-        "Pendulum-v1",
-        "--variants",
-        "SoftAC",
-        "SoftAC",
-        "--seeds",
-        "0",
-        "0",
-        "1",
-        "--steps",
-        "100",
-    ]
     assert [run.seed for run in plan_of(make_parser(None).parse_args([*words, "--steps", "100"])).runs] == [0, 1]
 
 
@@ -156,7 +143,7 @@ def test_what_cannot_be_made_is_named_before_anything_runs() -> None:
     ],
 )
 def test_the_plans_of_the_repository(name: str, n_runs: int) -> None:
-    """`defaults`: 16 settings with 3 seeds, and 4 on another task with 2; `scales`: 5 on two tasks and 4 on one, with 5 seeds."""
+    """`defaults`: 16 settings with 3 seeds, 4 elsewhere with 2; `scales`: 5 on two tasks and 4 on one, with 5 seeds."""
     runs = read_plan(PLANS / f"{name}.yml").runs
     assert len(runs) == n_runs
     preflight(runs)
