@@ -55,7 +55,7 @@ class TestTables:
     def test_the_tables_of_the_documentation(self) -> None:
         """As they stand there."""
         text = (ROOT / "docs" / "benchmarks.md").read_text()
-        for name in ("cartpole", "acrobot", "discrete"):
+        for name in ("cartpole", "acrobot", "discrete", "defaults"):
             assert tables.table(tables.load([ROOT / "docs" / f"returns-{name}.csv"])) in text
 
     def test_the_first_files_had_neither_settings_nor_evaluations(self, tmp_path: Path) -> None:
