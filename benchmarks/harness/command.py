@@ -48,6 +48,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--study", help="with --worker: the name under which the runs are stored (returns)")
     add("--patience", type=float, help="with --worker: seconds without a sign of life until others take a run (600)")
     add("--table", type=Path, nargs="+", metavar="CSV", help="print the returns of files, seed by seed")
+    add("--at", type=int, metavar="STEP", help="with --table: the evaluations at a step, in place of the last policies")
     add("--evidence", type=Path, nargs="+", metavar="CSV", help="print means with intervals, beside published ones")
     add("--reference", metavar="NAME", help="with --evidence: the variant whose mean has the score 1, or 'published SAC'")
     add("--plot", type=Path, metavar="PNG", help="with --table or --evidence: draw its files, too")
@@ -74,11 +75,9 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
         raise ValueError("--variants and --seeds have no meaning with --random.")
     if args.plot and not shows:
         raise ValueError("--plot needs --table or --evidence.")
-    if args.reference and not args.evidence:
-        raise ValueError("--reference needs --evidence.")
-    for name in ("study", "patience"):
-        if getattr(args, name) is not None and not args.worker:
-            raise ValueError(f"--{name} needs --worker.")
+    for name, mode in (("at", "table"), ("reference", "evidence"), ("study", "worker"), ("patience", "worker")):
+        if getattr(args, name) is not None and not getattr(args, mode):
+            raise ValueError(f"--{name} needs --{mode}.")
     check_count("--processes", args.processes, 1)
     check_real("--patience", 600.0 if args.patience is None else args.patience, above=0.0)
     if args.device != "cpu" and (shows or args.random or args.status):
@@ -139,7 +138,7 @@ def show(args: argparse.Namespace) -> None:
         check_plot(args.plot)
     chosen = tables.load(args.table or args.evidence, args.env, args.variants, args.seeds, args.steps)
     if args.table:
-        print(tables.table(chosen))
+        print(tables.table(chosen if args.at is None else tables.at(chosen, args.at)))
         if args.plot:
             from harness.figures import draw_runs
 

@@ -80,6 +80,24 @@ def check(rows: list[Row]) -> None:
                 )
 
 
+def at(rows: list[Row], step: int) -> list[Row]:
+    """Rows with the evaluation at a step in place of the return, and without what is known of the end only.
+
+    :raises ValueError: a run has no evaluation there
+    """
+    found = []
+    for row in rows:
+        curve, steps = row.get("curve", "").split(), int(row["steps"])
+        place, rest = divmod(step * len(curve), steps)
+        if rest or not 1 <= place <= len(curve):
+            raise ValueError(
+                f"--at is {step:,}, but {row['variant']} on {row['env']} has {len(curve)} evaluations in {steps:,} steps, the "
+                "first and each further one after the same number of steps: choose a step of one."
+            )
+        found.append({**row, "steps": str(step), "return": curve[place - 1], "best": "", "alpha": ""})
+    return found
+
+
 def table(rows: list[Row]) -> str:
     """Returns by variant and seed, their mean, and the mean of the best evaluation of each run; one table for each task."""
     envs = list(dict.fromkeys(row["env"] for row in rows))

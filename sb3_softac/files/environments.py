@@ -28,6 +28,8 @@ NO_STATE = (
     *("screen", "clock", "surf", "viewer", "window", "isopen", "font", "mujoco_renderer", "renderer", "_saved_kwargs"),
     *("sb3_softac_state", "_cached_spec", "num_envs", "keys", "t_start"),
 )
+#: those among them that earlier checkpoints hold
+NO_LONGER = ("t_start",)
 #: Gymnasium's spaces: their generators are state, their bounds are not
 SPACES = ("Box", "Discrete", "MultiBinary", "MultiDiscrete", "Text", "Dict", "Tuple", "Sequence", "Graph", "OneOf")
 #: parts of MuJoCo's model that no environment changes, and that may be large
@@ -177,8 +179,8 @@ def _fill_layer(decoder: Decoder, layer: Any, state: Form) -> None:
     require(type(state) is dict and state.get("class") == whose, f"a wrapper is now {whose}")
     if "is" not in state:  # it could not say what it is in the middle of
         return
-    before = dict(vars(layer))
-    decoder.fill(layer, state["is"])
+    before, forms = dict(vars(layer)), state["is"]
+    decoder.fill(layer, {name: forms[name] for name in forms if name not in NO_LONGER} if type(forms) is dict else forms)
     if type(layer).__module__.startswith("stable_baselines3."):
         check_alike(whose, before, vars(layer))
         check_vector(layer)

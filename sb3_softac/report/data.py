@@ -99,6 +99,7 @@ class Episodes:
     :param started: that start, in seconds since 1970; None if it is unknown
     :param n_envs: environments that they come from
     :param before: environment steps before the first of them, of which there are no episodes
+    :param is_whole: whether all others are those of these episodes, or of some that have not ended
     """
 
     returns: Array
@@ -107,6 +108,7 @@ class Episodes:
     started: float | None = None
     n_envs: int = 1
     before: float = 0.0
+    is_whole: bool = True
 
     def __len__(self) -> int:
         return len(self.returns)

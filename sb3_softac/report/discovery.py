@@ -161,18 +161,28 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
 
 
 def _place_episodes(run: Run) -> None:
-    """Where metrics know of far more steps than the Monitor, its file was begun anew: its episodes are the last ones."""
+    """Where metrics know of far more steps than the Monitor: what it has seen.
+
+    If they begin no earlier than its episodes can have begun, both were begun anew in the middle of the training. If not, it
+    has watched one of several environments or processes, or nobody can tell.
+    """
     ends = [series.steps[-1] for series in run.metrics.values() if len(series) > 0]
     if run.episodes is None or len(run.episodes) == 0 or not ends:
         return
     n_envs = max(run.episodes.n_envs, run.settings.number("n_envs") or 1)
     missing = max(ends) - run.episodes.steps[-1]
-    if missing > n_envs * run.episodes.lengths.max():  # more than episodes that have not ended
-        run.episodes = replace(run.episodes, before=float(missing))
-        run.notes.append(
-            f"The Monitor knows of {run.episodes.lengths.sum():,.0f} of {max(ends):,.0f} steps: its file was begun anew, and "
-            "its episodes are taken for the last ones."
+    if missing <= n_envs * run.episodes.lengths.max():  # of episodes that have not ended
+        return
+    is_new = min(series.steps[0] for series in run.metrics.values() if len(series) > 0) >= missing
+    run.notes.append(
+        f"The Monitor knows of {run.episodes.lengths.sum():,.0f} of {max(ends):,.0f} steps: "
+        + (
+            "its file was begun anew, and its episodes are taken for the last ones."
+            if is_new
+            else "it has seen a part of the training, and at which steps its episodes ended is not known."
         )
+    )
+    run.episodes = replace(run.episodes, before=float(missing)) if is_new else replace(run.episodes, is_whole=False)
 
 
 def _with_evaluations(runs: list[Run]) -> list[Run]:

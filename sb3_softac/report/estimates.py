@@ -48,6 +48,8 @@ def discounted_returns(run: Run) -> Value | Unknown:
         return Value(logged, "rollout/discounted_return")
     if run.episodes is None or len(run.episodes) == 0:
         return Unknown("neither rollout/discounted_return nor a monitor.csv says what was obtained")
+    if not run.episodes.is_whole:
+        return Unknown("monitor.csv has seen a part of the training: what was obtained at which step is not known")
     wrapper, scale = run.settings.get("normalize"), run.settings.number("reward_scale")
     scaled = wrapper.get("norm_reward", True) if isinstance(wrapper, Mapping) else wrapper
     if scaled or run.settings.get("normalize_rewards") or "train/reward_divisor" in run.metrics:

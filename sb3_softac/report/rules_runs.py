@@ -157,6 +157,8 @@ def random_returns(run: Run) -> Array | Unknown:
     steps = _n_random(run)
     if run.episodes is None or len(run.episodes) == 0:
         return Unknown("there is no monitor.csv with episodes")
+    if not run.episodes.is_whole:
+        return Unknown("monitor.csv has seen a part of the training: which of its episodes were random is not known")
     if not run.is_soft or steps is None:
         return Unknown("it is not known how many steps were random (learning_starts, random_steps)")
     returns = run.episodes.returns[run.episodes.steps <= steps]

@@ -72,7 +72,7 @@ def read_monitor(paths: Sequence[Path], notes: list[str]) -> tuple[Episodes | No
         files.append((start, _going_on(episodes)))
     if not paths:
         return None, None
-    return _together(files, notes), env_id
+    return _together(files, len(paths), notes), env_id
 
 
 def _going_on(episodes: list[Episode]) -> list[Episode]:
@@ -86,7 +86,7 @@ def _going_on(episodes: list[Episode]) -> list[Episode]:
     return placed
 
 
-def _together(files: Sequence[tuple[float | None, list[Episode]]], notes: list[str]) -> Episodes:
+def _together(files: Sequence[tuple[float | None, list[Episode]]], n_envs: int, notes: list[str]) -> Episodes:
     """The episodes of all environments in the order of time."""
     starts = [start for start, _ in files if start is not None]
     first = min(starts, default=0.0)
@@ -94,11 +94,11 @@ def _together(files: Sequence[tuple[float | None, list[Episode]]], notes: list[s
         notes.append(
             "Not every monitor file says when it was begun: those that do not are taken to have begun with the first."
         )
-    found = [(r, n, t + (first if start is None else start) - first) for start, own in files for r, n, t in own]
+    found = [(r, n, t + (0.0 if start is None else start - first)) for start, own in files for r, n, t in own]
     if len(files) > 1:
         found.sort(key=lambda episode: episode[2])
     columns = np.array(found, dtype=np.float64).reshape(-1, 3)
-    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2], first or None, len(files))
+    return Episodes(columns[:, 0], columns[:, 1], columns[:, 2], first or None, n_envs)
 
 
 def _header(lines: list[str], env_id: str | None) -> tuple[float | None, str | None, list[str]]:

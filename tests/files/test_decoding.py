@@ -12,6 +12,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_softac import SoftAC
 from sb3_softac.checkpoint import ExactCheckpointCallback
@@ -50,6 +51,23 @@ class TestMujoco:
         with pytest.raises(Damage):
             environments.set_state(env, states, arrays)
         env.close()
+
+
+def test_a_monitor_keeps_the_beginning_of_its_file() -> None:
+    """Its times are since then, so that those between two processes do not count as training."""
+    first, second = (Monitor(gym.make("Pendulum-v1")) for _ in range(2))
+    first.t_start, second.t_start = 100.0, 200.0
+    for env in (first, second):
+        env.reset(seed=0)
+    first.step(first.action_space.sample())
+    states, arrays = environments.get_state(first)
+    assert "t_start" not in states[0]["is"]
+    environments.set_state(second, states, arrays)
+    assert second.t_start == 200.0
+    assert second.rewards == first.rewards
+    states[0]["is"]["t_start"] = 100.0  # as in earlier checkpoints
+    environments.set_state(second, states, arrays)
+    assert second.t_start == 200.0
 
 
 class TestWriterAndReader:

@@ -14,6 +14,7 @@ from sb3_softac.report.command import main
 from sb3_softac.report.curves import rolling, smooth
 from sb3_softac.report.data import Episodes, Series, as_written, windowed
 from sb3_softac.report.discovery import find_runs, read_run
+from sb3_softac.report.estimates import discounted_returns
 from sb3_softac.report.panels import mean_speed, speed
 from sb3_softac.report.rules_runs import random_returns
 from sb3_softac.report.settings import of_model
@@ -66,15 +67,31 @@ class TestMonitor:
 
     def test_episodes_of_a_file_that_was_begun_anew_are_the_last_ones(self, tmp_path: Path) -> None:
         """As SB3's Monitor does it for `load` and `learn(reset_num_timesteps=False)`: no episode is of random actions."""
-        write_monitor(tmp_path, [(200.0, 200, float(t)) for t in range(1, 41)])
+        write_monitor(tmp_path, [(200.0, 200, float(t)) for t in range(1, 246)])
         steps = [*range(51_000, 100_000, 1000)]
         write_progress(tmp_path, {"time/total_timesteps": steps, "train/ent_coef": [0.1] * len(steps)})
         (tmp_path / "config.yml").write_text("learning_starts: 1000\n")
         (run,) = find_runs([tmp_path])
         assert run.episodes is not None
-        assert (run.episodes.steps[0], run.episodes.steps[-1]) == (99_000 - 8000 + 200, 99_000)
-        assert "knows of 8,000 of 99,000 steps" in run.notes[-1]
+        assert (run.episodes.steps[0], run.episodes.steps[-1]) == (50_200, 99_000)
+        assert "knows of 49,000 of 99,000 steps: its file was begun anew" in run.notes[-1]
         assert isinstance(random_returns(run), Unknown)
+
+    def test_a_monitor_of_one_of_several_processes(self, tmp_path: Path) -> None:
+        """Training in four processes counts the steps of all of them, and the folder has the Monitor of the first."""
+        write_monitor(tmp_path, [(200.0, 200, float(t)) for t in range(1, 41)])
+        steps = [*range(800, 32_800, 800)]
+        write_progress(
+            tmp_path, {"time/total_timesteps": steps, **{f"train/{name}": [5e6] * 40 for name in ("ent_coef", "q_value")}}
+        )
+        (tmp_path / "config.yml").write_text("learning_starts: 4000\n")
+        (run,) = find_runs([tmp_path])
+        assert run.episodes is not None
+        assert run.episodes.steps[-1] == 8000
+        assert "knows of 8,000 of 32,000 steps: it has seen a part of the training" in run.notes[-1]
+        for unknown in (random_returns(run), discounted_returns(run)):
+            assert isinstance(unknown, Unknown)
+            assert "a part of the training" in unknown.reason
 
     def test_episodes_that_have_not_ended_are_no_new_beginning(self, tmp_path: Path) -> None:
         write_monitor(tmp_path, [(200.0, 200, float(t)) for t in range(1, 41)])

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def call(patch: pytest.MonkeyPatch, *arguments: str) -> None:
     main("what it does")
 
 
+def by_scale(given: list[rows.Row], update: str, cell: str) -> dict[float, list[float]]:
+    """A cell of the rows that differ from the default in the update of α and the scale of rewards alone, by that scale."""
+    found: dict[float, list[float]] = {}
+    for row in given:
+        settings = json.loads(row["settings"])
+        if settings.get("ent_coef_update") == update and not {"target_entropy", "ent_coef_learning_rate"} & {*settings}:
+            found.setdefault(settings.get("reward_scale", 1), []).append(float(row[cell]))
+    return found
+
+
 class TestTables:
     def test_seed_by_seed(self, tmp_path: Path) -> None:
         rows.write(tmp_path / "rows.csv", every())
@@ -57,6 +68,34 @@ class TestTables:
         text = (ROOT / "docs" / "benchmarks.md").read_text()
         for name in ("cartpole", "acrobot", "discrete", "defaults"):
             assert tables.table(tables.load([ROOT / "docs" / f"returns-{name}.csv"])) in text
+
+    def test_evaluations_at_a_step(self) -> None:
+        rows_at = tables.at([{**each, "curve": "1.0 2.0 3.0 4.0", "steps": "100000"} for each in every()], 75_000)
+        assert {(each["return"], each["steps"], each["alpha"]) for each in rows_at} == {("3.0", "75000", "")}
+        for step in (0, 30_000, 125_000):
+            with pytest.raises(ValueError, match="has 4 evaluations in 100,000 steps"):
+                tables.at([{**every()[0], "curve": "1.0 2.0 3.0 4.0"}], step)
+
+    def test_the_scales_of_rewards_in_the_documentation(self) -> None:
+        """Lines of the two tables that are put together from several, from the rows."""
+        text = (ROOT / "docs" / "benchmarks.md").read_text()
+        path = ROOT / "docs" / "returns-defaults.csv"
+        pendulum = tables.load([path], ["Pendulum-v1"])
+        for update in ("dual", "log"):
+            for of, cell, form in (
+                (pendulum, "return", ",.0f"),
+                (tables.at(pendulum, 5_000), "return", ",.0f"),
+                (pendulum, "alpha", ".2g"),
+            ):
+                found = by_scale(of, update, cell)
+                means = [format(statistics.mean(found[scale]), form) for scale in (0.01, 0.1, 1, 10, 100)]
+                assert f" | {' | '.join(means)} |" in text
+        cheetah = tables.at(tables.load([path], ["HalfCheetah-v5"]), 30_000)
+        plain = tables.load([ROOT / "docs" / "returns-mujoco.csv"], ["HalfCheetah-v5"], ["SoftAC", "sb3"], [0])
+        for update, row in zip(("dual", "log"), tables.at(plain, 30_000), strict=True):
+            found = by_scale(cheetah, update, "return")
+            small, large = (", ".join(f"{value:,.0f}" for value in found[scale]) for scale in (0.01, 100))
+            assert re.search(rf"\| {small} \| {float(row['return']):,.0f}, [^|]+ \| {large} \|", text)
 
     def test_the_first_files_had_neither_settings_nor_evaluations(self, tmp_path: Path) -> None:
         (tmp_path / "rows.csv").write_text("variant,env,steps,seed,return,alpha\nSB3 SAC,Pendulum-v1,100,0,-9.6,0.5\n")

@@ -229,7 +229,7 @@ def test_a_run_that_fails_is_not_tried_again(tmp_path: Path, capsys: pytest.Capt
     text, is_complete = place.summary()
     assert "1 runs are done, 0 waiting or running, 1 have failed." in text
     assert not is_complete
-    assert "`tau` is 2.0" in place.summary()
+    assert "`tau` is 2.0" in text
 
 
 def test_runs_that_a_file_has_are_not_queued(tmp_path: Path) -> None:
