@@ -35,7 +35,7 @@ def _run(worker: Callable[..., Any], variables: dict[str, str], args: tuple[Any,
         answer.send_bytes(pickle.dumps((False, f"{type(error).__name__}: {error}")))
 
 
-def run_ranks(worker: Callable[..., Any], size: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(worker: Callable[..., Any], size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
     """What ``worker(*args)`` returns in each of ``size`` processes that see the environment of torchrun.
 
     :return: (True, result), (False, error as text), or (False, None) for a process that has died

@@ -24,7 +24,6 @@ from tests.helpers import (
     fill_buffer,
     needs_compiler,
     restart_generators,
-    traced_except,
 )
 
 #: the made rewards are as large as the range of values
@@ -170,7 +169,8 @@ def test_captured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", traced_except(["bro"], ["bro", "simba"]))
+@pytest.mark.traced
+@pytest.mark.parametrize("name", ["bro", "simba"])
 def test_compiled(name: str) -> None:
     """The steps of the others are compiled in tests/engine."""
     eager, compiled = (trained(name, compile, policy_delay=1) for compile in (False, True))

@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     processes = [start(folder / "alone", 0), start(folder / "killed", KILLED_AT)]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     return folder
 
@@ -140,7 +140,7 @@ def test_two_ranks_go_on_where_one_process_was_and_are_killed(tmp_path: Path) ->
     folder = tmp_path / "run"
     single(folder)
     process = start(folder, KILLED_AT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "The run had 1 rank and goes on with 2: replay buffers are redistributed, and new episodes begin" in errors
     every = results(tmp_path, "run")

@@ -21,7 +21,7 @@ from tests.ranks import environment, run_ranks
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("ranks")
-    first, second = run_ranks(scenarios.run_all, 2, folder, timeout=60.0)
+    first, second = run_ranks(scenarios.run_all, 2, folder)
     assert first == (True, None)
     assert second == (False, None)  # killed, as the last scenario has it
     return [pickle.loads((folder / f"{rank}.pkl").read_bytes()) for rank in (0, 1)]

@@ -55,7 +55,7 @@ def start(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def printed(process: subprocess.Popen[str], code: int) -> str:
-    text, _ = process.communicate(timeout=240)
+    text, _ = process.communicate(timeout=600)
     assert process.returncode == code, text
     return text
 

@@ -23,6 +23,7 @@ from tests.helpers import (
     needs_compiler,
     net,
     restart_generators,
+    traced_except,
 )
 from tests.networks.spheres import assert_on_spheres
 
@@ -70,7 +71,7 @@ def test_captured(case: str, standin: type[GraphStandIn]) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", ["simba_v2", "flash"])
+@pytest.mark.parametrize("case", traced_except(["flash"], ["simba_v2", "flash"]))
 def test_compiled(case: str) -> None:
     options = {**CASES[case], "policy_delay": 1, "policy_kwargs": {**CASES[case]["policy_kwargs"], "net_arch": [8]}}
     models = [build(compile, **options) for compile in (False, True)]

@@ -95,8 +95,8 @@ COMPILED: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.05,
     },
 }
-#: those of them that have code generated; the others are traced
-GENERATED = ("defaults", "value network, first, one critic, log", "dropout, AdamW", "discrete, log")
+#: those of them that have code generated, as the equality with SB3's SAC has for the defaults; the others are traced
+GENERATED = ("value network, first, one critic, log", "dropout, AdamW", "discrete, log")
 
 
 def metrics(model: SoftAC) -> dict[str, float]:

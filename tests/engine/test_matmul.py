@@ -12,7 +12,7 @@ from torch import nn
 from sb3_softac.engine import matmul
 from sb3_softac.networks.critics import Ensemble
 from sb3_softac.networks.encoders import MLP
-from tests.helpers import assert_close, fill_buffer, make_model, needs_compiler, restart_generators
+from tests.helpers import assert_close, fill_buffer, make_model, needs_compiler, net, restart_generators
 
 pytestmark = pytest.mark.skipif(not th.backends.mkldnn.is_available(), reason="needs oneDNN")  # type: ignore[no-untyped-call]
 
@@ -234,14 +234,7 @@ def test_what_is_added_need_not_be_a_bias(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"value_network": True, "actor_q": "mean"},
-        {"policy_kwargs": {"net_arch": [128, 128], "layer_norm": True, "dropout_rate": 0.01, "n_critics": 3}},
-    ],
-)
-def test_a_compiled_step_uses_them(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_a_compiled_step_uses_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same training as in eager mode; ten large matmuls and more in each step."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cached graph would not be looked through again
     counts: list[int] = []
@@ -252,8 +245,8 @@ def test_a_compiled_step_uses_them(kwargs: dict[str, Any], monkeypatch: pytest.M
         counts.append(sum(str(node.target).startswith("sb3_softac.") for node in graph.nodes))
 
     monkeypatch.setattr(matmul, "replace_large_products", count)
-    arguments: dict[str, Any] = {"policy_kwargs": {"net_arch": [128, 128]}, **kwargs}
-    models = [make_model(compile=compile, **arguments) for compile in (True, False)]
+    network = net(net_arch=[128, 128], layer_norm=True, dropout_rate=0.01, n_critics=3)
+    models = [make_model(compile=compile, value_network=True, actor_q="mean", **network) for compile in (True, False)]
     for model in models:
         fill_buffer(model)
         restart_generators()
