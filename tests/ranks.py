@@ -11,6 +11,9 @@ from typing import Any
 
 import torch as th
 
+#: seconds until a rank counts as hung, on a busy machine, too
+PATIENCE = 600.0
+
 
 def free_port() -> int:
     with socket.socket() as each:
@@ -35,7 +38,7 @@ def _run(worker: Callable[..., Any], variables: dict[str, str], args: tuple[Any,
         answer.send_bytes(pickle.dumps((False, f"{type(error).__name__}: {error}")))
 
 
-def run_ranks(worker: Callable[..., Any], size: int, *args: Any, timeout: float = 600.0) -> list[Any]:
+def run_ranks(worker: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """What ``worker(*args)`` returns in each of ``size`` processes that see the environment of torchrun.
 
     :return: (True, result), (False, error as text), or (False, None) for a process that has died
@@ -53,7 +56,7 @@ def run_ranks(worker: Callable[..., Any], size: int, *args: Any, timeout: float 
     results = []
     try:
         for rank, receiver in enumerate(answers):
-            assert receiver.poll(timeout), f"rank {rank} has given no answer within {timeout:g} s"
+            assert receiver.poll(PATIENCE), f"rank {rank} has given no answer within {PATIENCE:g} s"
             try:
                 results.append(pickle.loads(receiver.recv_bytes()))
             except EOFError:

@@ -1,7 +1,7 @@
 """A compiler that generates no code: PyTorch traces the step to one graph, and runs that by its own kernels.
 
-It takes a sixth of the time. Tests of what a graph holds, and of when another is built, use it (the mark ``traced``); tests
-of the numbers that generated code computes do not. With ``SB3_SOFTAC_GENERATE=1`` code is generated in the former, too.
+Most of the time that compiling takes is saved. Tests of what a graph holds, and of when another is built, use it (the mark
+``traced``), and so do most cases of tests of numbers; with ``SB3_SOFTAC_GENERATE=1`` code is generated for them, too.
 """
 
 import os
